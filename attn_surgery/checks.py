@@ -1,0 +1,74 @@
+"""Hosts that cannot be operated on, each refused with what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from attn_surgery.errors import SurgeryError
+
+
+def check_host(model: object) -> None:
+    """Refuse what cannot be operated on.
+
+    Raises:
+        SurgeryError: ``model`` is no module, is scripted, compiled, wrapped for data-parallel
+            training or converted to int8, or has parameters that are not initialised yet.
+    """
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(
+            f"the host must be a torch.nn.Module, not {_kind_of(model)}; "
+            "pass the model itself, not its class, its path or its state dict"
+        )
+    for path, module in model.named_modules():
+        for is_unfit, what, remedy in _UNFIT:
+            if is_unfit(module) and (module is model or what != _SCRIPTED):
+                raise SurgeryError(f"{_place(path, module)} is {what}: {remedy}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise SurgeryError(
+                f"{name!r} is not initialised yet (a lazy module): run one forward pass first"
+            )
+
+
+def _kind_of(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _place(path: str, module: nn.Module) -> str:
+    return f"{path!r} ({type(module).__name__})" if path else f"the host ({type(module).__name__})"
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    is_wrapper = type(module).__module__.startswith("torch._dynamo")
+    return is_wrapper or vars(module).get("_compiled_call_impl") is not None
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    names = {cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.")}
+    return isinstance(module, DistributedDataParallel) or bool(
+        names & {"FullyShardedDataParallel", "FSDPModule"}
+    )
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    home = type(module).__module__
+    is_int8 = ".quantized" in home and home.startswith("torch.ao.nn.")
+    return is_int8 and not type(module).__name__.endswith("FloatFunctional")
+
+
+_SCRIPTED = "a ScriptModule"
+_UNFIT: tuple[tuple[Callable[[nn.Module], bool], str, str], ...] = (
+    (_is_scripted, _SCRIPTED, "operate on the Python module, then call torch.jit.script"),
+    (_is_compiled, "compiled", "operate on the module before torch.compile, then compile it"),
+    (_is_sharded, "wrapped in DDP or FSDP", "operate before wrapping, in every process alike"),
+    (_is_quantized, "converted to int8", "operate on the float model, then prepare and convert it"),
+)

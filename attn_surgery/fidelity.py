@@ -1,0 +1,276 @@
+"""What a trace of a ``forward`` would freeze, so that a rewritten one behaves as the host's did.
+
+A trace follows one way and keeps what it saw. Truth tests on traced values, writes and tensors made
+on the way are noticed while tracing; this module reads the bytecode of everything that ``forward``
+runs for the rest: tests that a trace cannot see, contexts, global state, and the attributes whose
+values end up in the graph.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import enum
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+_PURE_BUILTINS = frozenset(
+    "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "
+    "reversed round set slice sorted str sum super tuple zip".split()
+)
+_PURE_HOMES = frozenset(
+    "torch math operator _operator functools _functools itertools typing collections einops".split()
+)
+_STATE_QUERIES = frozenset(
+    "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
+    "is_anomaly_enabled are_deterministic_algorithms_enabled is_deterministic get_default_dtype "
+    "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
+    "is_onnxrt_backend is_tracing get_rng_state initial_seed get_num_threads is_available".split()
+)
+_CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
+_PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    torch.memory_format,
+    enum.Enum,
+)
+
+
+@dataclass
+class Fidelity:
+    """What stands between a block's forward and a faithful trace of it."""
+
+    obstacles: list[str] = field(default_factory=list)
+    """Why a trace would not behave as the forward does for every value."""
+    watched: set[str] = field(default_factory=set)
+    """The block's attributes that a trace reads: when one is set, it has to be traced anew."""
+    reads_mode: bool = False
+    """Whether forward looks at ``self.training``."""
+
+
+@dataclass(frozen=True)
+class _Code:
+    """What one function's bytecode does, its nested functions' included."""
+
+    attributes: frozenset[str]
+    names: frozenset[str]
+    obstacles: tuple[str, ...]
+
+
+def inspect_forward(block: nn.Module) -> Fidelity:
+    """Read everything that ``block.forward`` runs outside its children and torch.
+
+    Args:
+        block: The module whose own forward is to be rewritten.
+
+    Returns:
+        The obstacles to a faithful rewrite (none: it can be rewritten) and what to watch.
+    """
+    found = Fidelity()
+    _check_signature(block, found)
+    seen: set[types.CodeType] = set()
+    pending = list(_functions(block.forward))
+    while pending:
+        function = pending.pop()
+        if function.__code__ in seen:
+            continue
+        seen.add(function.__code__)
+        code = _read(function.__code__)
+        found.obstacles += code.obstacles
+        found.reads_mode |= "training" in code.attributes
+        pending += _resolve_names(function, code, found)
+        pending += _resolve_attributes(block, code, found)
+    return found
+
+
+def _check_signature(block: nn.Module, found: Fidelity) -> None:
+    for parameter in inspect.signature(block.forward).parameters.values():
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            found.obstacles.append(f"the argument {parameter} is not plainly positional")
+        default = parameter.default
+        if default is not parameter.empty and not _is_plain(default):
+            found.obstacles.append(f"the default of {parameter.name!r} cannot be written down")
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(code: types.CodeType) -> _Code:
+    attributes: set[str] = set()
+    names: set[str] = set()
+    obstacles: list[str] = []
+    steps = list(dis.get_instructions(code))
+    for i, step in enumerate(steps):
+        kind = step.opname
+        if "ATTR" in kind or kind == "LOAD_METHOD":
+            attributes.add(str(step.argval))
+        if kind in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"):
+            obstacles.append(f"writes {step.argval!r}")
+        if kind in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+            names.add(str(step.argval))
+        if any(word in kind for word in _CONTEXT_STEPS):
+            obstacles.append("enters a context or catches an error")
+        if _tests_identity(step) and any(_is_local(each) for each in steps[max(0, i - 2) : i]):
+            obstacles.append("tests what one of its values is")
+    for nested in code.co_consts:
+        if isinstance(nested, types.CodeType):
+            inner = _read(nested)
+            attributes |= inner.attributes
+            names |= inner.names
+            obstacles += inner.obstacles
+    return _Code(frozenset(attributes), frozenset(names), tuple(dict.fromkeys(obstacles)))
+
+
+def _tests_identity(step: dis.Instruction) -> bool:
+    return step.opname == "IS_OP" or step.opname.endswith(("_NONE", "_NOT_NONE"))
+
+
+def _is_local(step: dis.Instruction) -> bool:
+    return step.opname.startswith("LOAD_FAST") and step.argval != "self"
+
+
+def _resolve_names(
+    function: types.FunctionType, code: _Code, found: Fidelity
+) -> Iterator[types.FunctionType]:
+    """Judge the globals and closure variables of a function; yield the functions among them."""
+    scope = _scope(function)
+    for name in sorted(code.names):
+        if name not in scope:
+            if hasattr(builtins, name):
+                found.obstacles += _builtin_obstacles(name)
+            continue
+        value = scope[name]
+        if isinstance(value, types.ModuleType):
+            asked = sorted(code.attributes & _STATE_QUERIES)
+            found.obstacles += [f"asks for the state of torch: {query}" for query in asked]
+        obstacle = _value_obstacle(name, value)
+        if obstacle:
+            found.obstacles.append(obstacle)
+        elif not _is_at_home(value):
+            yield from _functions(value)
+
+
+def _scope(function: types.FunctionType) -> dict[str, Any]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    closure = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+    return {**function.__globals__, **closure}
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _builtin_obstacles(name: str) -> list[str]:
+    value = getattr(builtins, name)
+    is_error = isinstance(value, type) and issubclass(value, BaseException)
+    return [] if name in _PURE_BUILTINS or is_error else [f"calls {name}()"]
+
+
+def _value_obstacle(name: str, value: Any) -> str:
+    """Return why a global or closure variable cannot be followed, or ""."""
+    if isinstance(value, types.ModuleType):
+        return "" if value.__name__.partition(".")[0] in _PURE_HOMES else f"uses the module {name}"
+    if getattr(value, "__name__", None) in _STATE_QUERIES:
+        return f"asks for the state of torch: {value.__name__}"
+    if isinstance(value, (nn.Module, type)) or callable(value):
+        return ""
+    return f"reads the global {name}"
+
+
+def _is_at_home(value: Any) -> bool:
+    return (getattr(value, "__module__", None) or "").partition(".")[0] in _PURE_HOMES
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    """Yield the Python functions that calling ``value`` runs."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    value = getattr(value, "__func__", value)
+    if isinstance(value, types.FunctionType):
+        yield value
+    elif isinstance(value, property) and value.fget is not None:
+        yield from _functions(value.fget)
+    elif isinstance(value, (staticmethod, classmethod)):
+        yield from _functions(value.__func__)
+    elif not isinstance(value, (type, nn.Module)) and callable(value):
+        yield from _functions(getattr(type(value), "__call__", None))
+
+
+def _resolve_attributes(
+    block: nn.Module, code: _Code, found: Fidelity
+) -> Iterator[types.FunctionType]:
+    """Judge the attributes that a function may read off the block; yield the methods among them."""
+    found.watched |= code.attributes
+    own = vars(block)
+    children = [each for name, each in block._modules.items() if each and name in code.attributes]
+    for name in sorted(code.attributes - {"training"}):
+        yield from _methods(block, name)
+        if name in own:
+            yield from _judge_attribute(f"self.{name}", own[name], found)
+            continue
+        for child in children if name != "forward" else ():
+            yield from _methods(child, name)
+            if name in vars(child) and not isinstance(child, _ConvNd):
+                found.obstacles.append(f"reads {name!r} of a child")
+
+
+def _judge_attribute(name: str, value: Any, found: Fidelity) -> Iterator[types.FunctionType]:
+    if _is_plain(value) or isinstance(value, (Tensor, nn.Module)):
+        return
+    functions = list(_functions(value)) if callable(value) else []
+    if not functions and not _is_at_home(value):
+        found.obstacles.append(f"reads {name}, a {type(value).__name__}")
+    yield from (each for each in functions if not _is_at_home(each))
+
+
+def _methods(module: nn.Module, name: str) -> Iterator[types.FunctionType]:
+    """Yield what the host's own classes define under ``name``, overridden definitions included."""
+    if name == "forward" and "forward" in vars(module):
+        return
+    for cls in type(module).__mro__:
+        if name in vars(cls) and not _is_at_home(cls):
+            yield from _functions(vars(cls)[name])
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(each) for each in value)
+    return isinstance(value, _PLAIN)
+
+
+def adds(module: nn.Module) -> bool:
+    """Tell whether the module's own forward spells an addition anywhere."""
+    for function in _functions(module.forward):
+        pending = [function.__code__]
+        while pending:
+            code = pending.pop()
+            pending += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+            for step in dis.get_instructions(code):
+                is_operator = step.opname in ("BINARY_ADD", "INPLACE_ADD") or (
+                    step.opname == "BINARY_OP" and step.argrepr in ("+", "+=")
+                )
+                if is_operator or step.argval in ("add", "add_"):
+                    return True
+    return False
+
+
+def describe(obstacles: list[str]) -> str:
+    """Join the obstacles into one phrase, each once."""
+    return "; ".join(dict.fromkeys(obstacles))

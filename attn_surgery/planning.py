@@ -1,0 +1,272 @@
+"""From what was found to what will be done: everything is checked here, nothing is changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from attn_surgery.attention import build, check_options, get_builder
+from attn_surgery.checks import check_host
+from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.fidelity import adds
+from attn_surgery.finder import Finding, Survey, survey
+from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, rewritten, surgery_of
+from attn_surgery.sites import Plan, Site
+from attn_surgery.tracing import undisturbed_randomness
+
+Builder: TypeAlias = Callable[..., nn.Module]
+Attention: TypeAlias = str | Builder | Mapping[str, str | Builder]
+Where: TypeAlias = str | Sequence[str] | Callable[[Site], bool] | None
+
+POSITIONS = ("standard",)
+EXISTING = ("skip", "stack")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, in the words of the contract."""
+
+    attention: Attention
+    where: Where = None
+    position: str = "standard"
+    existing: str = "skip"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A site to be cut, what goes there, and how."""
+
+    site: Site
+    finding: Finding
+    attention: str | Builder
+
+    @property
+    def holder(self) -> nn.Module:
+        """The module that gets the attention as a child."""
+        block, source = self.finding.block, self.finding.spot.source
+        if self.site.method == "rewrite" or source is None:
+            return block
+        return block.get_submodule(source)
+
+    def insertion(self, name: str) -> Insertion:
+        """Return where the attention called ``name`` goes in the block's forward."""
+        spot = self.finding.spot
+        return Insertion(spot.name, spot.is_child, spot.occurrence, name)
+
+
+Forwards: TypeAlias = dict[tuple[nn.Module, tuple[Insertion, ...]], Rewritten]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan, and what it takes to carry it out."""
+
+    plan: Plan
+    cuts: tuple[Cut, ...]
+    forwards: Forwards
+    """The forwards that were rewritten on trial."""
+    survey: Survey
+
+
+def decide(model: object, request: Request) -> Decision:
+    """Find the sites of ``model`` and decide what to do at each.
+
+    Raises:
+        SurgeryError: The host cannot be operated on, or the request cannot be met as it stands.
+    """
+    check_host(model)
+    assert isinstance(model, nn.Module)
+    _check_request(request)
+    with undisturbed_randomness():
+        found = survey(model)
+        forwards: Forwards = {}
+        owners = Counter(child for module in model.modules() for child in module._modules.values())
+        drafts = [(_draft(each, owners, forwards), each) for each in found.findings]
+    chosen = _chosen([site for site, _ in drafts], request)
+    cuts, skipped = [], []
+    for site, finding in drafts:
+        attention = _attention_for(site, request.attention)
+        reason = site.reason or _skip_reason(site, site in chosen, attention, request)
+        if reason or attention is None:
+            skipped.append(replace(site, reason=reason))
+        else:
+            cuts.append(Cut(site, finding, attention))
+    _check_attentions(cuts, request)
+    skipped += _unfollowed(model, found)
+    plan = Plan(tuple(cut.site for cut in cuts), tuple(skipped))
+    return Decision(plan, tuple(cuts), forwards, found)
+
+
+def _check_request(request: Request) -> None:
+    for name, accepted in (("position", POSITIONS), ("existing", EXISTING)):
+        value = getattr(request, name)
+        if value not in accepted:
+            raise SurgeryError(
+                f"{name}={value!r} is not supported{nearest(value, accepted)}; "
+                f"accepted: {', '.join(map(repr, accepted))}"
+            )
+    attention = request.attention
+    if isinstance(attention, Mapping) and not attention:
+        raise SurgeryError("attention={} names no attention; give pattern -> attention")
+    for each in attention.values() if isinstance(attention, Mapping) else [attention]:
+        get_builder(each)
+        check_options(each, request.options)
+
+
+def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards) -> Site:
+    form, refusal, method = finding.residual.form, finding.residual.refusal, ""
+    if not refusal:
+        method, refusal = _method(finding, owners, forwards)
+    return Site(
+        block=finding.path,
+        block_type=type(finding.block).__name__,
+        after=finding.spot.name,
+        channels=form.channels,
+        spatial_dims=form.spatial_dims,
+        existing=finding.existing,
+        method=method,
+        reason=refusal,
+    )
+
+
+def _method(
+    finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards
+) -> tuple[str, str]:
+    """Return how the site can be cut, and why it cannot."""
+    block, spot = finding.block, finding.spot
+    insertion = Insertion(spot.name, spot.is_child, spot.occurrence, free_name(block))
+    try:
+        if not spot.is_direct:
+            raise UnfaithfulError(f"{spot.name!r} is inside a child")
+        forwards[block, (insertion,)] = rewritten(block, (insertion,))
+    except UnfaithfulError as error:
+        obstacle = _attach_obstacle(finding, owners)
+        if not obstacle:
+            return "attach", ""
+        return "", f"cannot be rewritten ({error}) nor attached to ({obstacle})"
+    return "rewrite", ""
+
+
+def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str:
+    """Return why the output of the child cannot be passed through an attention, or ""."""
+    source = finding.spot.source
+    if source is None:
+        return f"{finding.spot.name!r} is no child"
+    if source == "?":
+        return "the child is held outside the block"
+    if not finding.spot.is_only_call:
+        return f"{source!r} is called more than once"
+    target = finding.block.get_submodule(source)
+    if owners[target] > 1:
+        return f"{source!r} is shared"
+    if isinstance(target, torch.jit.ScriptModule):
+        return f"{source!r} is scripted"
+    if isinstance(target, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(target):
+        return f"{source!r} runs its own children"
+    return ""
+
+
+def free_name(holder: nn.Module, taken: Sequence[str] = ()) -> str:
+    """Return the first of ``attn``, ``attn_1``, ... that ``holder`` does not have."""
+    number = 0
+    while True:
+        name = f"attn_{number}" if number else "attn"
+        if name not in taken and not _has(holder, name):
+            return name
+        number += 1
+
+
+def _has(holder: nn.Module, name: str) -> bool:
+    own = (vars(holder), holder._modules, holder._parameters, holder._buffers)
+    return any(name in names for names in own) or hasattr(type(holder), name)
+
+
+def _chosen(sites: list[Site], request: Request) -> set[Site]:
+    """Return the sites that ``where`` selects."""
+    where = request.where
+    if where is None:
+        return set(sites)
+    if callable(where):
+        chosen = {site for site in sites if where(site)}
+    elif isinstance(where, (str, Sequence)) and all(isinstance(each, str) for each in where):
+        patterns = [where] if isinstance(where, str) else list(where)
+        for pattern in patterns:
+            if not any(fnmatchcase(site.block, pattern) for site in sites):
+                raise SurgeryError(f"where: {pattern!r} matches no block; {_blocks(sites)}")
+        chosen = {
+            site for site in sites if any(fnmatchcase(site.block, pattern) for pattern in patterns)
+        }
+    else:
+        raise SurgeryError(
+            f"where={where!r} is not understood; give an fnmatch pattern over block paths, "
+            "a list of patterns, or a function Site -> bool"
+        )
+    if not chosen:
+        raise SurgeryError(f"where selects no site; {_blocks(sites)}")
+    return chosen
+
+
+def _blocks(sites: list[Site]) -> str:
+    paths = list(dict.fromkeys(site.block or "'' (the host)" for site in sites if not site.reason))
+    if not paths:
+        return "the host has no residual block to be cut"
+    shown = ", ".join(paths[:40]) + (f", ... ({len(paths)} in all)" if len(paths) > 40 else "")
+    return f"the residual blocks are: {shown}"
+
+
+def _attention_for(site: Site, attention: Attention) -> str | Builder | None:
+    if not isinstance(attention, Mapping):
+        return attention
+    matches = (value for pattern, value in attention.items() if fnmatchcase(site.block, pattern))
+    return next(matches, None)
+
+
+def _skip_reason(
+    site: Site, is_chosen: bool, attention: str | Builder | None, request: Request
+) -> str:
+    if not is_chosen:
+        return "not selected by where"
+    if attention is None:
+        return "no pattern of attention matches the block"
+    if site.existing is not None and request.existing == "skip":
+        return (
+            f"holds an attention already ({site.existing}); existing='stack' adds one all the same"
+        )
+    return ""
+
+
+def _check_attentions(cuts: list[Cut], request: Request) -> None:
+    """Build each named attention once on the meta device, so that impossible options show."""
+    kinds = {
+        (cut.attention, cut.site.channels, cut.site.spatial_dims)
+        for cut in cuts
+        if isinstance(cut.attention, str)
+    }
+    with undisturbed_randomness(), torch.device("meta"):
+        for attention, channels, spatial_dims in kinds:
+            assert channels is not None
+            assert spatial_dims is not None
+            build(attention, channels, spatial_dims=spatial_dims, options=request.options)
+
+
+def _unfollowed(model: nn.Module, found: Survey) -> Iterator[Site]:
+    """Yield the modules that add and convolve but could not be followed."""
+    placed = {finding.path for finding in found.findings}
+    for path, failure in found.untraced.items():
+        module = model.get_submodule(path)
+        convolves = any(isinstance(each, nn.modules.conv._ConvNd) for each in module.modules())
+        if path not in placed and convolves and adds(module):
+            reason = f"its forward could not be followed: {failure}"
+            yield Site(path, type(module).__name__, "", None, None, None, "", reason)
+
+
+def was_operated(model: nn.Module) -> bool:
+    """Tell whether any module of ``model`` holds attention that was put there."""
+    return any(surgery_of(module) is not None for module in model.modules())

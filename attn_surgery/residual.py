@@ -1,0 +1,286 @@
+"""Which additions of a trace close a residual block, and where its branch ends.
+
+An addition ``F(x) + S(x)`` is recognised by data flow alone: both operands come from the same
+tensor x, S is the identity or a projection, F is a nonlinear function with convolutions, and the
+sum is one of maps ``(N, C, *spatial)`` (He et al. 2015, arXiv:1512.03385, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from attn_surgery.flow import LAST, MAPS, Flow, Form, slices_channels
+from attn_surgery.operations import Kind, function_name
+from attn_surgery.tracing import Call, index, owner
+
+_LINEAR_STEPS = {
+    Kind.CONV,
+    Kind.FILTER,
+    Kind.LINEAR,
+    Kind.NORM,
+    Kind.POOL,
+    Kind.PAD,
+    Kind.VIEW,
+    Kind.REARRANGE,
+    Kind.SLICE,
+    Kind.SPLIT,
+    Kind.IDENTITY,
+    Kind.DROPOUT,
+    Kind.UPSAMPLE,
+    Kind.CAT,
+    Kind.ADD,
+    Kind.SUB,
+    Kind.MUL,
+    Kind.DIV,
+}
+_NONLINEAR = {Kind.ACTIVATION, Kind.SOFTMAX, Kind.MIX, Kind.OPAQUE}
+_LOOKS_AROUND = {Kind.POOL, Kind.REDUCE, Kind.CONV, Kind.FILTER, Kind.MIX, Kind.REARRANGE}
+
+
+@dataclass(frozen=True)
+class Residual:
+    """An addition whose operands come from one tensor, one of them by a projection."""
+
+    addition: fx.Node
+    fork: fx.Node
+    shortcut: fx.Node
+    branch: fx.Node
+    """The operand F, as the addition receives it."""
+    end: fx.Node
+    """The end of F proper, before drop path, dropout, layer scale and constant factors."""
+    form: Form
+    refusal: str
+    """Why this is no residual block after all; "" where it is one."""
+
+
+@dataclass(frozen=True)
+class _Shortcut:
+    fork: fx.Node
+    convolutions: int
+    upsamples: bool
+    is_part: bool
+
+
+def residuals(flow: Flow) -> Iterator[Residual]:
+    """Yield the additions of the trace that are, or look like, the end of a residual block."""
+    for node in flow.nodes:
+        if node in flow.inputs and flow.kind(node) is Kind.ADD:
+            found = _recognise(flow, node)
+            if found is not None:
+                yield found
+
+
+def _recognise(flow: Flow, addition: fx.Node) -> Residual | None:
+    operands = [each for each in (*addition.args, *addition.kwargs.values()) if flow.carries(each)]
+    if len(operands) != 2 or operands[0] is operands[1]:
+        return None
+    a, b = operands
+    readings = [_read(flow, addition, a, b), _read(flow, addition, b, a)]  # pyright: ignore[reportArgumentType]
+    known = [reading for reading in readings if reading is not None]
+    return min(known, key=lambda reading: bool(reading.refusal), default=None)
+
+
+def _read(flow: Flow, addition: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Residual | None:
+    """Read the addition with the first operand as S and the second as F."""
+    found = _find_fork(flow, shortcut, branch)
+    if found is None:
+        return None
+    end = branch_end(flow, branch)
+    form = _form_at(flow, end, (branch, shortcut, addition, found.fork))
+    refusal = _refusal(flow, found, branch, form)
+    return Residual(addition, found.fork, shortcut, branch, end, form, refusal)
+
+
+def _find_fork(flow: Flow, shortcut: fx.Node, branch: fx.Node) -> _Shortcut | None:
+    """Walk back from S through linear steps to the nearest tensor that F is computed from, too."""
+    node, convolutions, upsamples, is_part = shortcut, 0, False, False
+    while True:
+        if node is not branch and flow.depends(branch, node):
+            return _Shortcut(node, convolutions, upsamples, is_part)
+        kind = flow.kind(node)
+        if kind not in _LINEAR_STEPS or len(flow.inputs[node]) != 1:
+            return None
+        convolutions += kind in (Kind.CONV, Kind.LINEAR) or (
+            kind is Kind.UPSAMPLE and flow.operations[node].convolution is not None
+        )
+        upsamples |= kind is Kind.UPSAMPLE
+        is_part |= kind is Kind.SPLIT or (kind is Kind.SLICE and slices_channels(node))
+        (node,) = flow.inputs[node]
+
+
+def branch_end(flow: Flow, branch: fx.Node) -> fx.Node:
+    """Walk back from F's operand over what only scales or drops, to where F itself ends."""
+    node = branch
+    while (before := _scaled(flow, node)) is not None:
+        node = before
+    return node
+
+
+def _scaled(flow: Flow, node: fx.Node) -> fx.Node | None:
+    """Return what ``node`` passes on dropped or scaled by a constant; None where it does more."""
+    inputs = flow.inputs[node]
+    if len(inputs) != 1:
+        return None
+    kind = flow.kind(node)
+    if kind in (Kind.DROPOUT, Kind.IDENTITY):
+        return inputs[0]
+    if kind in (Kind.MUL, Kind.DIV) and not _normalises(node):
+        return inputs[0]
+    if (
+        kind is Kind.ADD
+        and flow.kind(inputs[0]) is Kind.MUL
+        and _scaled(flow, inputs[0]) is not None
+    ):
+        return inputs[0]
+    return None
+
+
+def _normalises(product: fx.Node) -> bool:
+    """Tell whether the constant factor is one over a standard deviation: a frozen norm."""
+    pending, seen = list(product.all_input_nodes), set()
+    while pending:
+        node = pending.pop()
+        if function_name(node) in ("rsqrt", "sqrt") and node.op.startswith("call_"):
+            return True
+        if node not in seen and node.op != "placeholder" and "call" in node.meta:
+            seen.add(node)
+            if node.meta["call"] is product.meta["call"]:
+                pending += node.all_input_nodes
+    return False
+
+
+def _form_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Form:
+    """Return the form of the branch's end, completed from the other tensors of the sum."""
+    form = flow.form(end)
+    for other in others:
+        more = flow.form(other)
+        same = more.channels if other is not others[-1] else None
+        form = Form(
+            form.layout or more.layout,
+            form.channels or same,
+            form.spatial_dims or more.spatial_dims,
+        )
+    return form
+
+
+def _refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node, form: Form) -> str:
+    """Return why the addition closes no residual block, or ""."""
+    steps = list(flow.between(shortcut.fork, branch))
+    if shortcut.is_part:
+        return "the operands are different parts of one tensor"
+    if form.layout == LAST:
+        return "adds tokens or channels-last maps, not (N, C, *spatial)"
+    if not _is_nonlinear(flow, steps):
+        return "the branch is linear: no residual function"
+    if shortcut.convolutions > 1:
+        return f"the shortcut has {shortcut.convolutions} convolutions: a second branch"
+    if not shortcut.upsamples and any(flow.kind(step) is Kind.UPSAMPLE for step in steps):
+        return "merges resolutions: the branch goes down and up again"
+    return _convolution_refusal(flow, steps) or _form_refusal(form)
+
+
+def _is_nonlinear(flow: Flow, steps: list[fx.Node]) -> bool:
+    return any(
+        flow.kind(step) in _NONLINEAR
+        or (flow.kind(step) in (Kind.MUL, Kind.DIV) and len(set(flow.inputs[step])) > 1)
+        for step in steps
+    )
+
+
+def _form_refusal(form: Form) -> str:
+    if form.layout != MAPS:
+        return "the layout of the sum is unknown"
+    if form.channels is None or form.spatial_dims is None:
+        return "the number of channels or of spatial dims is unknown"
+    return ""
+
+
+def _convolution_refusal(flow: Flow, steps: list[fx.Node]) -> str:
+    """Return why F lacks the convolutions of a residual block, or ""."""
+    convolutions = [step for step in steps if flow.operations[step].convolution is not None]
+    mixing = [step for step in steps if _is_mixing(flow, step)]
+    if mixing:
+        is_bottleneck = len(convolutions) > 1 and _is_activated_before(flow, steps, mixing[0])
+        return "" if is_bottleneck else "self-attention: mixes positions without convolving them"
+    if any(_is_spatial(flow, step) for step in steps):
+        return ""
+    if not convolutions:
+        return "the branch has no convolution"
+    around = [step for step in steps if flow.kind(step) in (Kind.POOL, Kind.FILTER, Kind.REARRANGE)]
+    if len(convolutions) > 1 and any(_lies_between(flow, convolutions, step) for step in around):
+        return ""
+    return "1x1 convolutions only: a channel MLP"
+
+
+def _is_mixing(flow: Flow, step: fx.Node) -> bool:
+    return flow.kind(step) is Kind.MIX and len(set(flow.inputs[step])) > 1
+
+
+def _is_spatial(flow: Flow, step: fx.Node) -> bool:
+    conv = flow.operations[step].convolution
+    if conv is not None:
+        return conv.is_spatial and flow.kind(step) is not Kind.FILTER
+    return flow.kind(step) is Kind.OPAQUE and _holds_spatial_convolution(flow, step)
+
+
+def _holds_spatial_convolution(flow: Flow, step: fx.Node) -> bool:
+    module = flow.trace.called_module(step)
+    sizes = [getattr(each, "kernel_size", None) for each in module.modules()] if module else []
+    return any(isinstance(size, tuple) and max(size) > 1 for size in sizes)
+
+
+def _is_activated_before(flow: Flow, steps: list[fx.Node], mixing: fx.Node) -> bool:
+    return any(
+        flow.kind(step) is Kind.ACTIVATION and flow.depends(mixing, step)
+        for step in steps
+        if step is not mixing
+    )
+
+
+def _lies_between(flow: Flow, convolutions: list[fx.Node], step: fx.Node) -> bool:
+    return flow.depends(step, convolutions[0]) and any(
+        conv is not step and flow.depends(conv, step) for conv in convolutions
+    )
+
+
+def gated_products(flow: Flow, residual: Residual) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
+    """Yield (product, map, gate) for each map of F that is multiplied by a gate computed from it.
+
+    The gate must look around, by pooling or a convolution: ``x * sigmoid(x)`` is an activation.
+    """
+    for step in flow.between(residual.fork, residual.branch):
+        factors = flow.inputs[step]
+        if flow.kind(step) is not Kind.MUL or len(factors) != 2:
+            continue
+        for factor, gate in (factors, reversed(factors)):
+            source = _behind_views(flow, factor)
+            if (
+                source is not gate
+                and flow.depends(gate, source)
+                and _looks_around(flow, source, gate)
+            ):
+                yield step, source, gate
+                break
+
+
+def _behind_views(flow: Flow, node: fx.Node) -> fx.Node:
+    while flow.kind(node) in (Kind.VIEW, Kind.IDENTITY) and len(flow.inputs[node]) == 1:
+        (node,) = flow.inputs[node]
+    return node
+
+
+def _looks_around(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
+    return any(flow.kind(step) in _LOOKS_AROUND for step in flow.between(source, gate))
+
+
+def attention_call(product: fx.Node, source: fx.Node) -> Call:
+    """Return the outermost call that receives the map ``source`` and makes the product of it."""
+    found = owner(product)
+    for call in found.lineage():
+        if call.parent is None or index(source) >= call.start:
+            break
+        found = call
+    return found

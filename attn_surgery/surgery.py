@@ -1,0 +1,262 @@
+"""The verbs that a user calls: plan, apply, remove, inserted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from attn_surgery.attention import build
+from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.planning import Attention, Cut, Decision, Request, Where, decide, free_name
+from attn_surgery.rewrite import (
+    Insertion,
+    Surgery,
+    UnfaithfulError,
+    change_class,
+    give_back,
+    operated_class,
+    rewritten,
+    set_class,
+    surgery_of,
+)
+from attn_surgery.sites import Plan
+from attn_surgery.tracing import undisturbed_randomness
+
+INITS = ("identity", "paper")
+
+
+def plan(
+    model: nn.Module,
+    attention: Attention = "cbam",
+    *,
+    where: Where = None,
+    position: str = "standard",
+    existing: str = "skip",
+    **options: Any,
+) -> Plan:
+    """Find every place where ``apply`` with the same arguments would put attention.
+
+    The model is not changed, and its parameters are not looked at: it may be on the meta device.
+
+    Args:
+        model: The host.
+        attention: A name in ``available()``, a callable ``(channels, **options) -> nn.Module``, or
+            a mapping from patterns over block paths to either; the first match wins.
+        where: None (every site), an fnmatch pattern over block paths, a list of patterns, or a
+            function ``Site -> bool``.
+        position: ``standard``: at the end of the branch, before the addition.
+        existing: What to do where a branch holds an attention already: ``skip`` or ``stack``.
+        **options: Passed to the attention.
+
+    Returns:
+        The sites to be cut and the skipped ones, in forward order.
+
+    Raises:
+        SurgeryError: The host or an argument cannot be used; the message says what to do.
+
+    Example:
+        >>> import torch, torchvision, attn_surgery
+        >>> with torch.device("meta"):
+        ...     host = torchvision.models.mobilenet_v2()
+        >>> print(attn_surgery.plan(host, where="features.3"))
+        1 site to cut
+        <BLANKLINE>
+        block       type              after    channels    dims    method
+        ----------  ----------------  -------  ----------  ------  --------
+        features.3  InvertedResidual  conv     24          2       rewrite
+        ...
+    """
+    return decide(model, Request(attention, where, position, existing, options)).plan
+
+
+def apply(
+    model: nn.Module,
+    attention: Attention = "cbam",
+    *,
+    where: Where = None,
+    position: str = "standard",
+    existing: str = "skip",
+    init: str = "identity",
+    **options: Any,
+) -> nn.Module:
+    """Insert attention into the residual blocks of ``model``, in place.
+
+    Every key, parameter object, hook and attribute of the host stays. With ``init="identity"`` its
+    function does, too, bit for bit, in train and in eval mode.
+
+    Args:
+        model: The host.
+        attention: As for ``plan``.
+        where: As for ``plan``.
+        position: As for ``plan``.
+        existing: As for ``plan``.
+        init: ``identity``, or ``paper`` for the paper's own gate and start.
+        **options: Passed to the attention.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        SurgeryError: Nothing can be done as asked; the host is as it was.
+
+    Example:
+        >>> import torch, torchvision, attn_surgery
+        >>> host = torchvision.models.resnet18().eval()
+        >>> x = torch.randn(1, 3, 64, 64)
+        >>> before = host(x)
+        >>> torch.equal(attn_surgery.apply(host, "cbam")(x), before)
+        True
+    """
+    if init not in INITS:
+        raise SurgeryError(
+            f"init={init!r} is not supported{nearest(init, INITS)}; "
+            f"accepted: {', '.join(map(repr, INITS))}"
+        )
+    decision = decide(model, Request(attention, where, position, existing, options))
+    if not decision.cuts:
+        raise SurgeryError(_why_nothing(model, decision))
+    with undisturbed_randomness():
+        edits = _edits(decision, init, options)
+    _commit(edits)
+    return model
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take out all attention that ``apply`` put in: the host exactly as it was.
+
+    Args:
+        model: A host that was operated on, or any other module, which stays as it is.
+
+    Returns:
+        The model itself.
+
+    Example:
+        >>> import torchvision, attn_surgery
+        >>> host = torchvision.models.resnet18()
+        >>> keys = list(host.state_dict())
+        >>> list(attn_surgery.remove(attn_surgery.apply(host)).state_dict()) == keys
+        True
+    """
+    for module in list(model.modules()):
+        if surgery_of(module) is not None:
+            give_back(module)
+    return model
+
+
+def inserted(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the attention modules that ``apply`` put in, by their dotted paths.
+
+    Example:
+        >>> import torchvision, attn_surgery
+        >>> host = attn_surgery.apply(torchvision.models.resnet18(), "se", where="layer4.*")
+        >>> list(attn_surgery.inserted(host))
+        ['layer4.0.attn', 'layer4.1.attn']
+    """
+    found = {}
+    for path, module in model.named_modules():
+        done = surgery_of(module)
+        for name in done.attentions if done else ():
+            found[f"{path}.{name}" if path else name] = module.get_submodule(name)
+    return found
+
+
+@dataclass
+class _Edit:
+    """All that is done to one module."""
+
+    module: nn.Module
+    insertions: list[Insertion] = field(default_factory=list)
+    attached: list[str] = field(default_factory=list)
+    attentions: dict[str, nn.Module] = field(default_factory=dict)
+    operated: type[nn.Module] | None = None
+
+
+def _edits(decision: Decision, init: str, options: dict[str, Any]) -> list[_Edit]:
+    """Build every attention and every new class; nothing of the host is touched."""
+    edits: dict[nn.Module, _Edit] = {}
+    for cut in decision.cuts:
+        edit = edits.setdefault(cut.holder, _Edit(cut.holder))
+        name = free_name(cut.holder, tuple(edit.attentions))
+        edit.attentions[name] = _built(cut, init, options)
+        if cut.site.method == "rewrite":
+            edit.insertions.append(cut.insertion(name))
+        else:
+            edit.attached.append(name)
+    for edit in edits.values():
+        _prepare(edit, decision)
+    return list(edits.values())
+
+
+def _built(cut: Cut, init: str, options: dict[str, Any]) -> nn.Module:
+    site, block = cut.site, cut.finding.block
+    assert site.channels is not None
+    assert site.spatial_dims is not None
+    tensors = (*cut.holder.parameters(), *block.parameters(), *block.buffers())
+    like = next((each for each in tensors if each.is_floating_point()), torch.empty(0))
+    with like.device:
+        attention = build(
+            cut.attention,
+            site.channels,
+            spatial_dims=site.spatial_dims,
+            init=init,
+            options=options,
+        )
+    return attention.to(device=like.device, dtype=like.dtype).train(block.training)
+
+
+def _prepare(edit: _Edit, decision: Decision) -> None:
+    module = edit.module
+    done = surgery_of(module) or Surgery(type(module))
+    insertions = (*done.insertions, *edit.insertions)
+    forward = None
+    if insertions:
+        forward = decision.forwards.get((module, insertions))
+        try:
+            forward = forward or rewritten(module, insertions)
+        except UnfaithfulError as error:  # pragma: no cover - each insertion was tried alone
+            raise SurgeryError(f"{done.base.__name__} cannot be rewritten: {error}") from error
+        done = replace(done, watched=forward.watched)
+    done = replace(done, insertions=insertions, attached=(*done.attached, *edit.attached))
+    edit.operated = operated_class(module, done, forward)
+
+
+def _commit(edits: list[_Edit]) -> None:
+    """Change every module, or, where anything goes wrong, none."""
+    before = [
+        (e.module, type(e.module), dict(vars(e.module)), dict(e.module._modules)) for e in edits
+    ]
+    try:
+        for edit in edits:
+            for name, attention in edit.attentions.items():
+                edit.module.add_module(name, attention)
+            assert edit.operated is not None
+            change_class(edit.module, edit.operated)
+    except BaseException:
+        for module, cls, attributes, children in before:
+            set_class(module, cls)
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+        raise
+
+
+def _why_nothing(model: nn.Module, decision: Decision) -> str:
+    """Say why no attention can go anywhere, and what would change it."""
+    name, skipped = type(model).__name__, decision.plan.skipped
+    if not skipped:
+        looked = len(decision.survey.followed)
+        return (
+            f"{name} has no residual block: the forwards of {looked} modules were followed, and "
+            "none adds a branch to its own input"
+        )
+    reasons = list(dict.fromkeys(site.reason for site in skipped))
+    listed = "; ".join(f"{_count(skipped, reason)} x {reason}" for reason in reasons[:6])
+    return f"every site of {name} is skipped: {listed}"
+
+
+def _count(skipped: tuple[Any, ...], reason: str) -> int:
+    return sum(site.reason == reason for site in skipped)

@@ -1,0 +1,469 @@
+"""Symbolic traces of one module's own ``forward``, its children kept whole or followed inside.
+
+A trace is a ``torch.fx`` graph whose nodes know in which call they were made. Tracing leaves the
+host as it was: modes, attributes and random states are put back.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import random
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+MAX_PATHS = 8
+"""How many ways through the branches of one ``forward`` are explored."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module within a trace; the root's own call has no parent."""
+
+    module: nn.Module
+    path: str
+    parent: Call | None = None
+    start: int = 0
+    """Index of the first node made in the call: what is older came from outside."""
+    node: fx.Node | None = None
+    """What the call returned, where that is a single traced value."""
+
+    def lineage(self) -> Iterator[Call]:
+        """Yield this call, the call that made it, and so on up to the root's."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass(eq=False)
+class Trace:
+    """One way through ``root.module``'s forward, and what was met on it."""
+
+    root: Call
+    graph: fx.Graph
+    calls: list[Call]
+    """Every call that was followed inside, the root's included, in the order of their returns."""
+    opaque: list[str] = field(default_factory=list)
+    """Why a call that was to be followed inside could not be."""
+    branched: list[nn.Module] = field(default_factory=list)
+    """The modules whose forward asked for the truth of a traced value."""
+    wrote: bool = False
+    """Whether forward wrote on a module."""
+    constants: bool = False
+    """Whether a tensor that forward made without looking at its input is baked in."""
+
+    def __post_init__(self) -> None:
+        self._modules = dict(self.root.module.named_modules(remove_duplicate=False))
+
+    def module_at(self, path: str) -> nn.Module:
+        """Return the module at ``path`` below the root."""
+        return self._modules[path]
+
+    def called_module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that ``node`` calls, or None where it calls none."""
+        path = called_path(node)
+        return None if path is None else self._modules[path]
+
+    def attribute(self, node: fx.Node) -> Any:
+        """Return the value that the ``get_attr`` node ``node`` reads."""
+        path, _, name = str(node.target).rpartition(".")
+        return getattr(self._modules[path], name)
+
+
+def called_path(node: fx.Node) -> str | None:
+    """Return the path of the module that ``node`` calls, through ``forward`` or not."""
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op == "call_method" and node.target == "forward" and isinstance(node.args[0], fx.Node):
+        return str(node.args[0].target)
+    return None
+
+
+def owner(node: fx.Node) -> Call:
+    """Return the call in whose own ``forward`` the node was made."""
+    return node.meta["call"]
+
+
+def index(node: fx.Node) -> int:
+    """Return the node's place in the order of creation."""
+    return node.meta["index"]
+
+
+def is_primitive(module: nn.Module) -> bool:
+    """Tell whether torch itself defines what ``module`` computes.
+
+    A convolution that only prepares its weight or its padding is still a convolution.
+    """
+    forward = vars(module).get("forward")
+    if forward is not None and not (isinstance(forward, _Watched) and not forward.patched):
+        return False
+    defined_in = getattr(type(module).forward, "__module__", None) or ""
+    if isinstance(module, _ConvNd):
+        return not defined_in.startswith("attn_surgery")
+    is_torchs = defined_in.startswith(("torch.nn.", "torch.ao."))
+    return is_torchs and not defined_in.endswith(".container")
+
+
+def baked_constant() -> Tensor:
+    """Stand in a graph for a tensor that was made during the trace; never run."""
+    raise NotImplementedError
+
+
+class _Watched:
+    """Takes the place of a module's ``forward``, so that calls which bypass hooks are seen."""
+
+    def __init__(self, tracer: _Tracer, module: nn.Module):
+        self.tracer = tracer
+        self.module = module
+        self.patched = "forward" in vars(module)
+        self.original = module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.direct_forward(self.module, args, kwargs)
+
+
+class _Tracer(fx.Tracer):
+    """Follows one way through ``forward``, taking each branch as ``answers`` says."""
+
+    def __init__(self, root: nn.Module, inline: bool, defaults: bool, answers: tuple[bool, ...]):
+        super().__init__(autowrap_modules=())
+        self.root_call = Call(root, "")
+        self.stack = [self.root_call]
+        self.calls: list[Call] = []
+        self.opaque: list[str] = []
+        self.inline = inline
+        self.defaults = defaults
+        self.answers = list(answers)
+        self.asked = 0
+        self.made = 0
+        self.branched: list[nn.Module] = []
+        self.constants = False
+        self.before = {root: _Attributes(root)}
+        self.attribute_proxies: dict[int, fx.Proxy] = {}
+
+    # what the root is called with
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        bound = self.root_call.module.forward
+        parameters = signature(bound).parameters.values()
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for parameter in parameters:
+            if parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            if parameter.kind is parameter.VAR_POSITIONAL and len(parameters) > 1:
+                continue
+            value = self._argument(parameter)
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                kwargs[parameter.name] = value
+            else:
+                args.append(value)
+
+        def forward(*values: Any) -> Any:
+            return bound(*values, **kwargs)
+
+        return forward, args
+
+    def _argument(self, parameter: inspect.Parameter) -> Any:
+        has_default = parameter.default is not parameter.empty
+        if has_default and self.defaults:
+            return parameter.default
+        default = (parameter.default,) if has_default else ()
+        annotation = _known_type(parameter.annotation)
+        return self.create_proxy("placeholder", parameter.name, default, {}, type_expr=annotation)
+
+    # calls
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.inline or is_primitive(m)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        path = self.path_of_module(m)
+        if not self.is_leaf_module(m, path):
+            mark = len(self.graph.nodes)
+            try:
+                return self._follow(Call(m, path, self.stack[-1], self.made), args, kwargs)
+            except Exception as error:
+                # what cannot be followed stays one opaque step, so that its parent can be
+                self.opaque.append(_one_line(error))
+                self._forget_after(mark)
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def direct_forward(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record ``child.forward(...)``: the child without its hooks."""
+        path = self.path_of_module(m)
+        if not self.is_leaf_module(m, path):
+            return self.call_module(m, m.forward, args, kwargs)
+        child = self.create_proxy("get_attr", path, (), {})
+        return self.create_proxy("call_method", "forward", (child, *args), kwargs)
+
+    def _follow(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = call.module
+        self.before.setdefault(module, _Attributes(module))
+        watched = vars(module).get("forward")
+        forward = watched.original if isinstance(watched, _Watched) else module.forward
+        self.stack.append(call)
+        try:
+            # not __call__: the user's hooks must not see traced values
+            result = forward(*args, **kwargs)
+        finally:
+            self.stack.pop()
+        if isinstance(result, fx.Proxy):
+            call.node = result.node
+        self.calls.append(call)
+        return result
+
+    def _forget_after(self, mark: int) -> None:
+        gone = list(self.graph.nodes)[mark:]
+        for node in reversed(gone):
+            self.graph.erase_node(node)
+        self.calls = [call for call in self.calls if call.node not in gone]
+        kept = self.attribute_proxies.items()
+        self.attribute_proxies = {key: proxy for key, proxy in kept if proxy.node not in gone}
+
+    # nodes
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["call"] = self.stack[-1]
+        node.meta["index"] = self.made
+        self.made += 1
+        return node
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any
+    ) -> Any:
+        if self.inline and kind == "call_function" and _is_users_function(target):
+            # torch.fx.wrap keeps a function whole; the analysis has to see inside
+            return target(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *more, **options)
+
+    def create_arg(self, a: Any) -> Any:
+        if not isinstance(a, Tensor):
+            return super().create_arg(a)
+        named = self.getattr("", a, {})
+        if isinstance(named, fx.Proxy):
+            return named.node
+        self.constants = True
+        return self.create_node("call_function", baked_constant, (), {})
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        key = id(attr_val)
+        if key not in self.attribute_proxies:
+            if not isinstance(attr_val, Tensor) or key not in self._tensor_names:
+                return attr_val
+            name = self._tensor_names[key]
+            self.attribute_proxies[key] = self.create_proxy("get_attr", name, (), {})
+        return self.attribute_proxies[key]
+
+    @functools.cached_property
+    def _tensor_names(self) -> dict[int, str]:
+        names = {id(tensor): name for tensor, name in self.tensor_attrs.items()}
+        root = self.root_call.module
+        for name, tensor in (*root.named_buffers(), *root.named_parameters()):
+            names.setdefault(id(tensor), name)
+        return names
+
+    # branches
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.branched.append(self.stack[-1].module)
+        if _is_asserted(sys._getframe(2)):
+            return True
+        if self.asked == len(self.answers):
+            self.answers.append(False)
+        self.asked += 1
+        return self.answers[self.asked - 1]
+
+
+class _Attributes:
+    """The attributes of one module, its lists, dicts and sets included, to be put back."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.values = dict(vars(module))
+        self.contents = {
+            name: value.copy()
+            for name, value in self.values.items()
+            if isinstance(value, (list, dict, set))
+        }
+
+    def restore(self) -> bool:
+        """Put everything back; return whether anything had been written."""
+        now = vars(self.module)
+        wrote = not _same_items(now, self.values)
+        if wrote:
+            now.clear()
+            now.update(self.values)
+        for name, content in self.contents.items():
+            value = self.values[name]
+            if not _same_items(value, content):
+                wrote = True
+                value.clear()
+                value.extend(content) if isinstance(value, list) else value.update(content)
+        return wrote
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(name in b and value is b[name] for name, value in a.items())
+    if isinstance(a, set):
+        return a == b
+    return all(x is y for x, y in zip(a, b, strict=True))
+
+
+def trace(
+    module: nn.Module,
+    *,
+    training: bool = False,
+    inline: bool = False,
+    defaults: bool = True,
+    every_path: bool = False,
+) -> tuple[list[Trace], str]:
+    """Trace ``module.forward``, trying at most ``MAX_PATHS`` ways through its branches.
+
+    Args:
+        module: Whose own forward is followed.
+        training: What ``self.training`` is during the trace, in every module.
+        inline: Whether children are followed down to torch's own modules, or kept whole.
+        defaults: Whether optional arguments take their defaults, or are traced values as well.
+        every_path: Whether to go on after the first way that could be followed to its end.
+
+    Returns:
+        The traces, those that could follow most first, and why the first way that could not be
+        followed to its end failed ("" where none did).
+    """
+    traces: list[Trace] = []
+    failure = ""
+    pending: list[tuple[bool, ...]] = [()]
+    for _ in range(MAX_PATHS):
+        if not pending or (traces and not every_path):
+            break
+        answers = pending.pop(0)
+        tracer = _Tracer(module, inline, defaults, answers)
+        result = _run(tracer, training)
+        if isinstance(result, Trace):
+            traces.append(result)
+        else:
+            failure = failure or result
+        flips = range(len(answers), len(tracer.answers))
+        pending += [(*tracer.answers[:i], not tracer.answers[i]) for i in flips]
+    return sorted(traces, key=lambda found: len(found.opaque)), failure
+
+
+def _run(tracer: _Tracer, training: bool) -> Trace | str:
+    root = tracer.root_call.module
+    with _prepared(tracer, training):
+        try:
+            graph = tracer.trace(root)
+        except Exception as error:
+            graph = _one_line(error)
+        wrote = [before.restore() for before in tracer.before.values()]
+    if isinstance(graph, str):
+        return graph
+    output = graph.output_node()
+    output.type = _known_type(signature(root.forward).return_annotation)
+    tracer.root_call.node = output.args[0] if isinstance(output.args[0], fx.Node) else None
+    return Trace(
+        root=tracer.root_call,
+        graph=graph,
+        calls=[*tracer.calls, tracer.root_call],
+        opaque=tracer.opaque,
+        branched=tracer.branched,
+        wrote=any(wrote),
+        constants=tracer.constants,
+    )
+
+
+@contextmanager
+def _prepared(tracer: _Tracer, training: bool) -> Iterator[None]:
+    root = tracer.root_call.module
+    modules = list(root.modules())
+    modes = [module.training for module in modules]
+    children = [child for child in modules[1:] if not isinstance(child, torch.jit.ScriptModule)]
+    patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for module in modules:
+                vars(module)["training"] = training
+            for child in children:
+                vars(child)["forward"] = _Watched(tracer, child)
+            yield
+        finally:
+            for child in children:
+                vars(child).pop("forward", None)
+            for child, forward in patched.items():
+                vars(child)["forward"] = forward
+            for module, mode in zip(modules, modes, strict=True):
+                vars(module)["training"] = mode
+
+
+@contextmanager
+def undisturbed_randomness() -> Iterator[None]:
+    """Put the random states of torch and Python back afterwards."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(state)
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of ``function``, annotations evaluated where they can be."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except Exception:
+        return inspect.signature(function)
+
+
+def _known_type(annotation: Any) -> Any:
+    return (
+        None if annotation is inspect.Parameter.empty or isinstance(annotation, str) else annotation
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _is_users_function(target: Any) -> bool:
+    home = getattr(target, "__module__", None) or ""
+    return isinstance(target, types.FunctionType) and home.partition(".")[0] not in (
+        "torch",
+        "attn_surgery",
+    )
+
+
+def _is_asserted(frame: types.FrameType) -> bool:
+    """Tell whether the truth asked for in ``frame`` is that of an ``assert``."""
+    following = _following(frame.f_code, frame.f_lasti)
+    return any("ASSERTION_ERROR" in name for name in following)
+
+
+@functools.lru_cache(maxsize=4096)
+def _following(code: types.CodeType, offset: int) -> tuple[str, ...]:
+    instructions = [step for step in dis.get_instructions(code) if step.offset >= offset]
+    return tuple(f"{step.opname} {step.argrepr}" for step in instructions[:3])
