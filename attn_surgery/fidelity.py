@@ -33,7 +33,7 @@ _STATE_QUERIES = frozenset(
     "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
     "is_anomaly_enabled are_deterministic_algorithms_enabled is_deterministic get_default_dtype "
     "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
-    "is_onnxrt_backend is_tracing get_rng_state initial_seed get_num_threads is_available".split()
+    "is_tracing get_rng_state initial_seed get_num_threads is_available".split()
 )
 _CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
 _PLAIN = (
@@ -210,7 +210,7 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
     elif isinstance(value, (staticmethod, classmethod)):
         yield from _functions(value.__func__)
     elif not isinstance(value, (type, nn.Module)) and callable(value):
-        yield from _functions(getattr(type(value), "__call__", None))
+        yield from _functions(type(value).__call__)
 
 
 def _resolve_attributes(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
 
+from attn_surgery.fidelity import adds
 from attn_surgery.flow import Flow
 from attn_surgery.operations import Kind, function_name
-from attn_surgery.residual import Residual, attention_call, gated_products, residuals
+from attn_surgery.residual import Residual, attention_call, gated_products, is_mixing, residuals
 from attn_surgery.tracing import Call, Trace, called_path, index, is_primitive, owner, trace
 
 
@@ -64,13 +65,19 @@ def survey(model: nn.Module) -> Survey:
     seen: set[nn.Module] = set()
     paths = {module: path for path, module in reversed(list(model.named_modules()))}
     found: dict[tuple[nn.Module, Spot], Finding] = {}
+    failures: dict[object, str] = {}
+    fruitless: set[object] = set()
     for module, path in reversed(paths.items()):
         if module in seen or not _can_be_traced(module):
             continue
+        likeness = _likeness(module)
+        if likeness in failures:
+            result.untraced[path] = failures[likeness]
+            continue
         traces, failure = trace(module, inline=True)
         if failure and not traces:
-            result.untraced[path] = failure
-        for each in (*traces, *_other_paths(traces)):
+            result.untraced[path] = failures[likeness] = failure
+        for each in (*traces, *_other_paths(traces, fruitless)):
             seen.update(call.module for call in each.calls)
             for finding in _findings(each, paths):
                 key = (finding.block, finding.spot)
@@ -86,24 +93,46 @@ def _can_be_traced(module: nn.Module) -> bool:
     return own and not is_primitive(module) and not isinstance(module, torch.jit.ScriptModule)
 
 
-def _other_paths(traces: list[Trace]) -> Iterator[Trace]:
-    """Trace on its own, along every way, each module that branched on a traced value."""
+def _likeness(module: nn.Module) -> object:
+    """Return what decides the way through a forward: equal for modules built alike."""
+    plain = {
+        name: repr(value)
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str, tuple, type(None)))
+    }
+    below = tuple((path, type(each)) for path, each in module.named_modules())
+    return tuple(plain.items()), below
+
+
+def _other_paths(traces: list[Trace], fruitless: set[object]) -> Iterator[Trace]:
+    """Trace on its own, along every way, each adding module that branched on a traced value."""
     for module in dict.fromkeys(module for each in traces for module in each.branched):
-        yield from trace(module, inline=True, every_path=True)[0]
+        likeness = _likeness(module)
+        if likeness in fruitless or not adds(module):
+            continue
+        others = trace(module, inline=True, every_path=True)[0]
+        if not any(residuals(Flow(each)) for each in others):
+            fruitless.add(likeness)
+        yield from others
 
 
 def _findings(traced: Trace, paths: dict[nn.Module, str]) -> Iterator[Finding]:
     flow = Flow(traced)
-    found = list(residuals(flow))
+    found = residuals(flow)
     for residual in found:
         call, spot = _place(flow, residual.end, owner(residual.addition))
-        inner = [
-            other
-            for other in found
-            if other is not residual and not other.refusal and _encloses(flow, residual, other)
-        ]
-        existing = _existing(flow, residual, call, inner)
+        others = [other for other in found if other is not residual and not other.refusal]
+        if any(_encloses(flow, other, residual) for other in others) and _mixes(flow, residual):
+            residual = replace(residual, refusal="the addition is inside an attention module")
+        existing = None
+        if not residual.refusal:
+            inner = [other for other in others if _encloses(flow, residual, other)]
+            existing = _existing(flow, residual, call, inner)
         yield Finding(call.module, paths[call.module], spot, residual, existing)
+
+
+def _mixes(flow: Flow, residual: Residual) -> bool:
+    return any(is_mixing(flow, step) for step in flow.between(residual.fork, residual.branch))
 
 
 def _place(flow: Flow, end: fx.Node, adder: Call) -> tuple[Call, Spot]:

@@ -78,6 +78,14 @@ class Flow:
             if node in self.inputs and mask >> index(node) & 1 and self.depends(node, start):
                 yield node
 
+    def leads_past(self, start: fx.Node, end: fx.Node, kinds: set[Kind]) -> bool:
+        """Tell whether some way from ``start`` to ``end`` passes none of ``kinds``."""
+        reached = {start}
+        for node in self.between(start, end):
+            if self.kind(node) not in kinds and not reached.isdisjoint(self.inputs[node]):
+                reached.add(node)
+        return end in reached
+
     @cached_property
     def _position(self) -> dict[fx.Node, int]:
         return {node: place for place, node in enumerate(self.nodes)}
@@ -123,7 +131,7 @@ class Flow:
         module = self.trace.called_module(node)
         best = max(inputs, key=lambda form: (bool(form.layout), bool(form.channels)))
         if found.kind is Kind.NORM:
-            return self._norm_form(module, best)
+            return self._norm_form(node, module, best)
         if found.kind is Kind.LINEAR:
             features = module.out_features if isinstance(module, nn.Linear) else None
             return Form(LAST, features, best.spatial_dims)
@@ -137,11 +145,16 @@ class Flow:
             return Form(best.layout, self._sliced_channels(node, best), best.spatial_dims)
         if found.kind in (Kind.UPSAMPLE, Kind.REARRANGE) and "shuffle" in _spelling(node, module):
             return Form(best.layout, None, best.spatial_dims)
-        if found.kind is Kind.ACTIVATION and "glu" == _spelling(node, module):
+        if found.kind is Kind.ACTIVATION and _spelling(node, module) == "glu":
             return Form(best.layout, best.channels and best.channels // 2, best.spatial_dims)
         return best
 
-    def _norm_form(self, module: nn.Module | None, form: Form) -> Form:
+    def _norm_form(self, node: fx.Node, module: nn.Module | None, form: Form) -> Form:
+        if module is None and function_name(node) == "batch_norm":
+            mean = argument(node, 1, "running_mean")
+            if isinstance(mean, fx.Node) and mean.op == "get_attr":
+                channels = len(self.trace.attribute(mean))
+                return Form(MAPS, channels, form.spatial_dims)
         if isinstance(module, _NormBase):
             return Form(
                 MAPS, module.num_features or form.channels, _norm_dims(module) or form.spatial_dims

@@ -29,6 +29,7 @@ class Kind(Enum):
     LINEAR = auto()
     NORM = auto()
     ACTIVATION = auto()
+    MATH = auto()  # elementwise, as norms use it
     SOFTMAX = auto()
     POOL = auto()
     REDUCE = auto()  # pools whole dimensions away
@@ -54,14 +55,16 @@ _NAMES = {
     Kind.QUERY: "size dim ndimension numel nelement stride is_contiguous get_device element_size "
     "new_empty new_zeros new_ones new_full new_tensor empty_like zeros_like ones_like full_like "
     "rand_like randn_like bernoulli_like is_floating_point is_complex get_dimensions",
-    Kind.CONV: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
+    Kind.CONV: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
+    "convolution",
     Kind.LINEAR: "linear",
     Kind.NORM: "batch_norm group_norm layer_norm instance_norm rms_norm local_response_norm "
     "normalize native_layer_norm native_group_norm native_batch_norm",
     Kind.ACTIVATION: "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish "
     "hardtanh hardsigmoid hardshrink softshrink tanhshrink softplus softsign sigmoid logsigmoid "
-    "tanh glu threshold abs exp log log1p expm1 pow square sqrt rsqrt clamp clip clamp_min "
-    "clamp_max maximum minimum erf sin cos sign where sparsemax",
+    "tanh glu threshold abs exp log log1p expm1 clamp clip clamp_min clamp_max maximum "
+    "minimum erf sin cos sign where sparsemax",
+    Kind.MATH: "pow square sqrt rsqrt reciprocal",
     Kind.SOFTMAX: "softmax log_softmax gumbel_softmax softmin",
     Kind.POOL: "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d "
     "lp_pool2d lp_pool3d fractional_max_pool2d fractional_max_pool3d adaptive_avg_pool1d "
@@ -107,6 +110,8 @@ _KIND_OF_TORCH_FILE = {
     "observer": Kind.IDENTITY,
 }
 
+_DROPOUT_FILES = {"torch.nn.modules.dropout"}
+
 _VALUE_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real"}
 
 
@@ -115,8 +120,8 @@ class Convolution:
     """The facts of a convolution, by module or by function; None where unknown."""
 
     kernel_size: tuple[int, ...]
-    in_channels: int
-    out_channels: int
+    in_channels: int | None
+    out_channels: int | None
     upsamples: bool = False
 
     @property
@@ -154,7 +159,7 @@ def _of_module(module: nn.Module) -> Operation:
         )
         return Operation(Kind.UPSAMPLE if conv.upsamples else Kind.CONV, conv)
     torchs = next((c for c in type(module).__mro__ if _is_torchs(c)), nn.Module)
-    if isinstance(module, nn.Identity):
+    if isinstance(module, nn.Identity) or (torchs.__module__ in _DROPOUT_FILES and module.p == 0):
         return Operation(Kind.IDENTITY)
     if isinstance(module, nn.Linear):
         return Operation(Kind.LINEAR)
@@ -232,26 +237,41 @@ def argument(node: fx.Node, position: int, name: str) -> Any:
 
 
 def _of_functional_convolution(trace: Trace, node: fx.Node, name: str) -> Operation:
-    weight = _tensor_behind(trace, argument(node, 1, "weight"))
+    kernel = argument(node, 1, "weight")
+    weight = _tensor_behind(trace, kernel)
     if weight is None:
         return Operation(Kind.FILTER)
-    shape = tuple(weight.shape)
-    groups = argument(node, 7 if "transpose" in name else 6, "groups") or 1
-    groups = groups if isinstance(groups, int) else 1
+    is_transposed = "transpose" in name
+    outward, inward, *sizes = _viewed_shape(kernel) or tuple(weight.shape)
+    groups = argument(node, 7 if is_transposed else 6, "groups") or 1
+    if inward is not None:
+        inward = inward * groups if isinstance(groups, int) else None
+    if is_transposed:
+        outward, inward = inward, outward
     stride = argument(node, 3, "stride") or 1
     steps = stride if isinstance(stride, (tuple, list)) else (stride,)
-    upsamples = "transpose" in name and any(step != 1 for step in steps)
-    inward, outward = shape[1] * groups, shape[0]
-    if "transpose" in name:
-        inward, outward = shape[0], shape[1] * groups
-    conv = Convolution(shape[2:], inward, outward, upsamples)
+    upsamples = is_transposed and any(step != 1 for step in steps)
+    conv = Convolution(tuple(sizes), inward, outward, upsamples)
     if upsamples:
         return Operation(Kind.UPSAMPLE, conv)
     return Operation(Kind.CONV if isinstance(weight, nn.Parameter) else Kind.FILTER, conv)
 
 
+def _viewed_shape(kernel: Any) -> tuple[Any, ...] | None:
+    """Return the shape that a computed kernel is viewed in, None for each size unknown here."""
+    if not isinstance(kernel, fx.Node) or not kernel.op.startswith("call_"):
+        return None
+    if function_name(kernel) not in ("view", "reshape"):
+        return None
+    shape = kernel.args[1:]
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        shape = tuple(shape[0])
+    sizes = tuple(size if isinstance(size, int) and size > 0 else None for size in shape)
+    return sizes if len(sizes) >= 3 and None not in sizes[2:] else None
+
+
 def _tensor_behind(trace: Trace, value: Any) -> Tensor | None:
-    """Return the parameter (else the buffer) from which a weight is computed, the largest one."""
+    """Return the parameter (else the buffer) from which a kernel is computed, the largest one."""
     if not isinstance(value, fx.Node):
         return None
     found: list[Tensor] = []
@@ -260,7 +280,7 @@ def _tensor_behind(trace: Trace, value: Any) -> Tensor | None:
         node = pending.pop()
         if node.op == "get_attr":
             tensor = trace.attribute(node)
-            if isinstance(tensor, Tensor) and tensor.dim() >= 3:
+            if isinstance(tensor, Tensor) and tensor.dim() >= 2:
                 found.append(tensor)
         new = [other for other in node.all_input_nodes if other not in seen]
         seen.update(new)

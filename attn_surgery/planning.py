@@ -121,13 +121,14 @@ def _check_request(request: Request) -> None:
 
 
 def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards) -> Site:
-    form, refusal, method = finding.residual.form, finding.residual.refusal, ""
+    form, refusal = finding.residual.form, finding.residual.refusal
+    method, after = "", finding.spot.name
     if not refusal:
-        method, refusal = _method(finding, owners, forwards)
+        method, after, refusal = _method(finding, owners, forwards)
     return Site(
         block=finding.path,
         block_type=type(finding.block).__name__,
-        after=finding.spot.name,
+        after=after,
         channels=form.channels,
         spatial_dims=form.spatial_dims,
         existing=finding.existing,
@@ -138,20 +139,20 @@ def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwar
 
 def _method(
     finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards
-) -> tuple[str, str]:
-    """Return how the site can be cut, and why it cannot."""
+) -> tuple[str, str, str]:
+    """Return how the site can be cut, what the attention receives, and why it cannot be cut."""
     block, spot = finding.block, finding.spot
     insertion = Insertion(spot.name, spot.is_child, spot.occurrence, free_name(block))
     try:
         if not spot.is_direct:
             raise UnfaithfulError(f"{spot.name!r} is inside a child")
-        forwards[block, (insertion,)] = rewritten(block, (insertion,))
+        forward = forwards[block, (insertion,)] = rewritten(block, (insertion,))
     except UnfaithfulError as error:
         obstacle = _attach_obstacle(finding, owners)
         if not obstacle:
-            return "attach", ""
-        return "", f"cannot be rewritten ({error}) nor attached to ({obstacle})"
-    return "rewrite", ""
+            return "attach", spot.name, ""
+        return "", spot.name, f"cannot be rewritten ({error}) nor attached to ({obstacle})"
+    return "rewrite", spot.name if spot.is_child else forward.after[0], ""
 
 
 def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str:

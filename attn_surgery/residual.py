@@ -36,7 +36,9 @@ _LINEAR_STEPS = {
     Kind.MUL,
     Kind.DIV,
 }
-_NONLINEAR = {Kind.ACTIVATION, Kind.SOFTMAX, Kind.MIX, Kind.OPAQUE}
+_NONLINEAR = {Kind.ACTIVATION, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
+_TRANSFORMS = {Kind.CONV, Kind.LINEAR, Kind.MIX, Kind.OPAQUE}
+_GATES = {Kind.CONV, Kind.FILTER, Kind.LINEAR, Kind.ACTIVATION, Kind.SOFTMAX}
 _LOOKS_AROUND = {Kind.POOL, Kind.REDUCE, Kind.CONV, Kind.FILTER, Kind.MIX, Kind.REARRANGE}
 
 
@@ -64,13 +66,11 @@ class _Shortcut:
     is_part: bool
 
 
-def residuals(flow: Flow) -> Iterator[Residual]:
-    """Yield the additions of the trace that are, or look like, the end of a residual block."""
-    for node in flow.nodes:
-        if node in flow.inputs and flow.kind(node) is Kind.ADD:
-            found = _recognise(flow, node)
-            if found is not None:
-                yield found
+def residuals(flow: Flow) -> list[Residual]:
+    """Return the additions of the trace that are, or look like, the end of a residual block."""
+    additions = (node for node in flow.inputs if flow.kind(node) is Kind.ADD)
+    found = (_recognise(flow, node) for node in additions)
+    return [residual for residual in found if residual is not None]
 
 
 def _recognise(flow: Flow, addition: fx.Node) -> Residual | None:
@@ -88,9 +88,12 @@ def _read(flow: Flow, addition: fx.Node, shortcut: fx.Node, branch: fx.Node) -> 
     found = _find_fork(flow, shortcut, branch)
     if found is None:
         return None
-    end = branch_end(flow, branch)
+    steps = list(flow.between(found.fork, branch))
+    if not any(flow.kind(step) in _TRANSFORMS for step in steps):
+        return None
+    end = branch_end(flow, branch, owner(addition))
     form = _form_at(flow, end, (branch, shortcut, addition, found.fork))
-    refusal = _refusal(flow, found, branch, form)
+    refusal = _refusal(flow, found, branch, end, form)
     return Residual(addition, found.fork, shortcut, branch, end, form, refusal)
 
 
@@ -111,16 +114,20 @@ def _find_fork(flow: Flow, shortcut: fx.Node, branch: fx.Node) -> _Shortcut | No
         (node,) = flow.inputs[node]
 
 
-def branch_end(flow: Flow, branch: fx.Node) -> fx.Node:
+def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
     """Walk back from F's operand over what only scales or drops, to where F itself ends."""
     node = branch
-    while (before := _scaled(flow, node)) is not None:
+    while (before := _unscaled(flow, node, adder)) is not None:
         node = before
     return node
 
 
-def _scaled(flow: Flow, node: fx.Node) -> fx.Node | None:
-    """Return what ``node`` passes on dropped or scaled by a constant; None where it does more."""
+def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
+    """Return what ``node`` passes on dropped or scaled by a constant; None where it does more.
+
+    A bias next to the factor makes a norm or an affine layer of it, which belongs to F, unless
+    both stand bare beside the addition (Zhang et al. 2019, Fixup, arXiv:1901.09321).
+    """
     inputs = flow.inputs[node]
     if len(inputs) != 1:
         return None
@@ -129,12 +136,9 @@ def _scaled(flow: Flow, node: fx.Node) -> fx.Node | None:
         return inputs[0]
     if kind in (Kind.MUL, Kind.DIV) and not _normalises(node):
         return inputs[0]
-    if (
-        kind is Kind.ADD
-        and flow.kind(inputs[0]) is Kind.MUL
-        and _scaled(flow, inputs[0]) is not None
-    ):
-        return inputs[0]
+    is_bare_bias = kind is Kind.ADD and owner(node) is adder and owner(inputs[0]) is adder
+    if is_bare_bias and flow.kind(inputs[0]) is Kind.MUL and not _normalises(inputs[0]):
+        return _unscaled(flow, inputs[0], adder)
     return None
 
 
@@ -166,20 +170,38 @@ def _form_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Form:
     return form
 
 
-def _refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node, form: Form) -> str:
+def _refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node, end: fx.Node, form: Form) -> str:
     """Return why the addition closes no residual block, or ""."""
     steps = list(flow.between(shortcut.fork, branch))
     if shortcut.is_part:
         return "the operands are different parts of one tensor"
     if form.layout == LAST:
         return "adds tokens or channels-last maps, not (N, C, *spatial)"
+    if _is_partial(flow, end):
+        return "adds to a part of the branch's channels only"
     if not _is_nonlinear(flow, steps):
         return "the branch is linear: no residual function"
     if shortcut.convolutions > 1:
         return f"the shortcut has {shortcut.convolutions} convolutions: a second branch"
-    if not shortcut.upsamples and any(flow.kind(step) is Kind.UPSAMPLE for step in steps):
-        return "merges resolutions: the branch goes down and up again"
-    return _convolution_refusal(flow, steps) or _form_refusal(form)
+    return (
+        _convolution_refusal(flow, shortcut.fork, steps)
+        or _resolution_refusal(flow, shortcut, branch)
+        or _form_refusal(form)
+    )
+
+
+def _is_partial(flow: Flow, end: fx.Node) -> bool:
+    """Tell whether the branch ends in some channels of a tensor whose others go elsewhere."""
+    if flow.kind(end) is not Kind.SLICE or not slices_channels(end):
+        return False
+    (source,) = flow.inputs[end]
+    return len(flow.value_users[source]) > 1
+
+
+def _resolution_refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node) -> str:
+    if shortcut.upsamples or flow.leads_past(shortcut.fork, branch, {Kind.UPSAMPLE}):
+        return ""
+    return "merges resolutions: the branch goes down and up again"
 
 
 def _is_nonlinear(flow: Flow, steps: list[fx.Node]) -> bool:
@@ -198,12 +220,14 @@ def _form_refusal(form: Form) -> str:
     return ""
 
 
-def _convolution_refusal(flow: Flow, steps: list[fx.Node]) -> str:
+def _convolution_refusal(flow: Flow, fork: fx.Node, steps: list[fx.Node]) -> str:
     """Return why F lacks the convolutions of a residual block, or ""."""
     convolutions = [step for step in steps if flow.operations[step].convolution is not None]
-    mixing = [step for step in steps if _is_mixing(flow, step)]
+    mixing = [step for step in steps if is_mixing(flow, step)]
     if mixing:
-        is_bottleneck = len(convolutions) > 1 and _is_activated_before(flow, steps, mixing[0])
+        # in a bottleneck the positions are mixed between convolutions, activation included
+        raw = any(flow.leads_past(fork, step, {Kind.ACTIVATION}) for step in mixing)
+        is_bottleneck = len(convolutions) > 1 and not raw
         return "" if is_bottleneck else "self-attention: mixes positions without convolving them"
     if any(_is_spatial(flow, step) for step in steps):
         return ""
@@ -215,7 +239,8 @@ def _convolution_refusal(flow: Flow, steps: list[fx.Node]) -> str:
     return "1x1 convolutions only: a channel MLP"
 
 
-def _is_mixing(flow: Flow, step: fx.Node) -> bool:
+def is_mixing(flow: Flow, step: fx.Node) -> bool:
+    """Tell whether the step is a product of two computed matrices, as in self-attention."""
     return flow.kind(step) is Kind.MIX and len(set(flow.inputs[step])) > 1
 
 
@@ -230,14 +255,6 @@ def _holds_spatial_convolution(flow: Flow, step: fx.Node) -> bool:
     module = flow.trace.called_module(step)
     sizes = [getattr(each, "kernel_size", None) for each in module.modules()] if module else []
     return any(isinstance(size, tuple) and max(size) > 1 for size in sizes)
-
-
-def _is_activated_before(flow: Flow, steps: list[fx.Node], mixing: fx.Node) -> bool:
-    return any(
-        flow.kind(step) is Kind.ACTIVATION and flow.depends(mixing, step)
-        for step in steps
-        if step is not mixing
-    )
 
 
 def _lies_between(flow: Flow, convolutions: list[fx.Node], step: fx.Node) -> bool:
@@ -257,11 +274,7 @@ def gated_products(flow: Flow, residual: Residual) -> Iterator[tuple[fx.Node, fx
             continue
         for factor, gate in (factors, reversed(factors)):
             source = _behind_views(flow, factor)
-            if (
-                source is not gate
-                and flow.depends(gate, source)
-                and _looks_around(flow, source, gate)
-            ):
+            if source is not gate and flow.depends(gate, source) and _is_gate(flow, source, gate):
                 yield step, source, gate
                 break
 
@@ -272,8 +285,10 @@ def _behind_views(flow: Flow, node: fx.Node) -> fx.Node:
     return node
 
 
-def _looks_around(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
-    return any(flow.kind(step) in _LOOKS_AROUND for step in flow.between(source, gate))
+def _is_gate(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
+    """Tell a gate from an activation (looks nowhere else) and from a norm (only statistics)."""
+    kinds = {flow.kind(step) for step in flow.between(source, gate)}
+    return not kinds.isdisjoint(_LOOKS_AROUND) and not kinds.isdisjoint(_GATES)
 
 
 def attention_call(product: fx.Node, source: fx.Node) -> Call:

@@ -2,8 +2,8 @@
 
 The module stays the object it was: it gets a one-off subclass of its class, whose ``forward`` is
 generated from its rewritten trace (*rewrite*) or passes the host's output through the attention
-(*attach*). The attention is a child. What is needed to do it again, after a copy or when an attribute
-that the trace had read is set, is kept on the subclass.
+(*attach*). The attention is a child. What is needed to do it again, after a copy or when an
+attribute that the trace had read is set, is kept on the subclass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from torch import fx, nn
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.fidelity import Fidelity, describe, inspect_forward
+from attn_surgery.fidelity import describe, inspect_forward
 from attn_surgery.operations import function_name
 from attn_surgery.tracing import Trace, called_path, signature, trace
 
@@ -97,6 +97,8 @@ class Rewritten:
 
     graphs: tuple[fx.Graph, ...]
     """One graph where both modes do the same, else evaluation and training."""
+    after: tuple[str, ...]
+    """Per insertion, the name of the value it receives in the (evaluation) graph."""
     watched: frozenset[str]
 
 
@@ -112,14 +114,12 @@ def rewritten(module: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten
             raise UnfaithfulError(describe(found.obstacles))
         modes = (False, True) if found.reads_mode else (False,)
         traces = [_faithful_trace(module, training) for training in modes]
-    for each in traces:
-        for insertion in insertions:
-            _insert(each.graph, insertion)
-    return Rewritten(tuple(each.graph for each in traces), _watched(found))
-
-
-def _watched(found: Fidelity) -> frozenset[str]:
-    return frozenset(found.watched - {"training"})
+    after = [[_insert(each.graph, insertion) for insertion in insertions] for each in traces]
+    return Rewritten(
+        graphs=tuple(each.graph for each in traces),
+        after=tuple(after[0]),
+        watched=frozenset(found.watched - {"training"}),
+    )
 
 
 def _faithful_trace(module: nn.Module, training: bool) -> Trace:
@@ -136,7 +136,7 @@ def _faithful_trace(module: nn.Module, training: bool) -> Trace:
     return found
 
 
-def _insert(graph: fx.Graph, insertion: Insertion) -> None:
+def _insert(graph: fx.Graph, insertion: Insertion) -> str:
     matches = [node for node in graph.nodes if _makes(node, insertion)]
     if len(matches) <= insertion.occurrence:
         raise UnfaithfulError(f"{insertion.after!r} is not there in both modes")
@@ -146,6 +146,7 @@ def _insert(graph: fx.Graph, insertion: Insertion) -> None:
         attention = graph.call_module(insertion.attention, (node,))
     for user in users:
         user.replace_input_with(node, attention)
+    return node.name
 
 
 def _makes(node: fx.Node, insertion: Insertion) -> bool:

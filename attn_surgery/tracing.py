@@ -120,6 +120,17 @@ def baked_constant() -> Tensor:
     raise NotImplementedError
 
 
+class _Value(fx.Proxy):
+    """A traced value that unpacks quickly: fx reads the caller's bytecode anew every time."""
+
+    def __iter__(self) -> Iterator[Any]:
+        frame = sys._getframe(1)
+        step = _steps_from(frame.f_code, frame.f_lasti)[0]
+        if step.opname == "UNPACK_SEQUENCE":
+            return iter([self[i] for i in range(step.argval)])
+        return self.tracer.iter(self)
+
+
 class _Watched:
     """Takes the place of a module's ``forward``, so that calls which bypass hooks are seen."""
 
@@ -149,7 +160,7 @@ class _Tracer(fx.Tracer):
         self.made = 0
         self.branched: list[nn.Module] = []
         self.constants = False
-        self.before = {root: _Attributes(root)}
+        self.before: dict[nn.Module, _Attributes] = {}
         self.attribute_proxies: dict[int, fx.Proxy] = {}
 
     # what the root is called with
@@ -241,6 +252,9 @@ class _Tracer(fx.Tracer):
         self.attribute_proxies = {key: proxy for key, proxy in kept if proxy.node not in gone}
 
     # nodes
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -375,6 +389,7 @@ def trace(
 def _run(tracer: _Tracer, training: bool) -> Trace | str:
     root = tracer.root_call.module
     with _prepared(tracer, training):
+        tracer.before[root] = _Attributes(root)
         try:
             graph = tracer.trace(root)
         except Exception as error:
@@ -459,11 +474,11 @@ def _is_users_function(target: Any) -> bool:
 
 def _is_asserted(frame: types.FrameType) -> bool:
     """Tell whether the truth asked for in ``frame`` is that of an ``assert``."""
-    following = _following(frame.f_code, frame.f_lasti)
-    return any("ASSERTION_ERROR" in name for name in following)
+    steps = _steps_from(frame.f_code, frame.f_lasti)
+    return any("ASSERTION_ERROR" in f"{step.opname} {step.argrepr}".upper() for step in steps)
 
 
 @functools.lru_cache(maxsize=4096)
-def _following(code: types.CodeType, offset: int) -> tuple[str, ...]:
-    instructions = [step for step in dis.get_instructions(code) if step.offset >= offset]
-    return tuple(f"{step.opname} {step.argrepr}" for step in instructions[:3])
+def _steps_from(code: types.CodeType, offset: int) -> list[dis.Instruction]:
+    """Return the instruction at ``offset`` and the two that follow."""
+    return [step for step in dis.get_instructions(code) if step.offset >= offset][:3]
