@@ -231,4 +231,4 @@ def _gate_name(flow: Flow, gate: fx.Node, block: Call) -> str:
     if inside:
         return _path_below(block, inside[-1].module)
     module = flow.trace.called_module(gate)
-    return gate.name if module is None else _path_below(block, module)
+    return function_name(gate) if module is None else _path_below(block, module)

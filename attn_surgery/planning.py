@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -142,17 +142,21 @@ def _method(
 ) -> tuple[str, str, str]:
     """Return how the site can be cut, what the attention receives, and why it cannot be cut."""
     block, spot = finding.block, finding.spot
-    insertion = Insertion(spot.name, spot.is_child, spot.occurrence, free_name(block))
+    done = surgery_of(block)
+    insertions = (
+        *(done.insertions if done else ()),
+        Insertion(spot.name, spot.is_child, spot.occurrence, free_name(block)),
+    )
     try:
         if not spot.is_direct:
             raise UnfaithfulError(f"{spot.name!r} is inside a child")
-        forward = forwards[block, (insertion,)] = rewritten(block, (insertion,))
+        forward = forwards[block, insertions] = rewritten(block, insertions)
     except UnfaithfulError as error:
         obstacle = _attach_obstacle(finding, owners)
         if not obstacle:
             return "attach", spot.name, ""
         return "", spot.name, f"cannot be rewritten ({error}) nor attached to ({obstacle})"
-    return "rewrite", spot.name if spot.is_child else forward.after[0], ""
+    return "rewrite", spot.name if spot.is_child else forward.after[-1], ""
 
 
 def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str:
@@ -192,15 +196,15 @@ def _has(holder: nn.Module, name: str) -> bool:
 def _chosen(sites: list[Site], request: Request) -> set[Site]:
     """Return the sites that ``where`` selects."""
     where = request.where
+    if isinstance(request.attention, Mapping):
+        _check_patterns("attention", request.attention, sites)
     if where is None:
         return set(sites)
     if callable(where):
         chosen = {site for site in sites if where(site)}
     elif isinstance(where, (str, Sequence)) and all(isinstance(each, str) for each in where):
         patterns = [where] if isinstance(where, str) else list(where)
-        for pattern in patterns:
-            if not any(fnmatchcase(site.block, pattern) for site in sites):
-                raise SurgeryError(f"where: {pattern!r} matches no block; {_blocks(sites)}")
+        _check_patterns("where", patterns, sites)
         chosen = {
             site for site in sites if any(fnmatchcase(site.block, pattern) for pattern in patterns)
         }
@@ -212,6 +216,12 @@ def _chosen(sites: list[Site], request: Request) -> set[Site]:
     if not chosen:
         raise SurgeryError(f"where selects no site; {_blocks(sites)}")
     return chosen
+
+
+def _check_patterns(argument: str, patterns: Iterable[str], sites: list[Site]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(site.block, pattern) for site in sites):
+            raise SurgeryError(f"{argument}: {pattern!r} matches no block; {_blocks(sites)}")
 
 
 def _blocks(sites: list[Site]) -> str:
@@ -266,8 +276,3 @@ def _unfollowed(model: nn.Module, found: Survey) -> Iterator[Site]:
         if path not in placed and convolves and adds(module):
             reason = f"its forward could not be followed: {failure}"
             yield Site(path, type(module).__name__, "", None, None, None, "", reason)
-
-
-def was_operated(model: nn.Module) -> bool:
-    """Tell whether any module of ``model`` holds attention that was put there."""
-    return any(surgery_of(module) is not None for module in model.modules())

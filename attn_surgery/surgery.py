@@ -248,10 +248,11 @@ def _why_nothing(model: nn.Module, decision: Decision) -> str:
     """Say why no attention can go anywhere, and what would change it."""
     name, skipped = type(model).__name__, decision.plan.skipped
     if not skipped:
-        looked = len(decision.survey.followed)
+        followed, untraced = decision.survey.followed, decision.survey.untraced
         return (
-            f"{name} has no residual block: the forwards of {looked} modules were followed, and "
-            "none adds a branch to its own input"
+            f"{name} has no residual block: looked at the forwards of its containers, "
+            f"{len(followed)} of which could be followed and {len(untraced)} not; none adds a "
+            "convolutional branch to its own input"
         )
     reasons = list(dict.fromkeys(site.reason for site in skipped))
     listed = "; ".join(f"{_count(skipped, reason)} x {reason}" for reason in reasons[:6])

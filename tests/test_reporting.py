@@ -14,7 +14,7 @@ from attn_surgery.models import load_model
 from attn_surgery.reporting import Report, Row, report
 
 # The package's `report` may be the function; this is the module.
-report_module = importlib.import_module("attn_surgery.report")
+report_module = importlib.import_module("attn_surgery.reporting")
 
 
 class Block(nn.Module):
@@ -222,10 +222,9 @@ def test_a_host_without_sites():
     assert (se.error or "").startswith("nothing inserted: ")
 
 
-def test_where_selects_nothing():
-    row = report(Net(), "se", where="no_such_block", input_size=(3, 8, 8)).rows[1]
-    assert row.sites == 0
-    assert row.error
+def test_where_matches_nothing():
+    with pytest.raises(SurgeryError, match="no_such_block"):
+        report(Net(), "se", where="no_such_block", input_size=(3, 8, 8))
 
 
 def test_where_is_passed_on():
