@@ -13,7 +13,16 @@ from attn_surgery.fidelity import adds
 from attn_surgery.flow import Flow
 from attn_surgery.operations import Kind, function_name
 from attn_surgery.residual import Residual, attention_call, gated_products, is_mixing, residuals
-from attn_surgery.tracing import Call, Trace, called_path, index, is_primitive, owner, trace
+from attn_surgery.tracing import (
+    Call,
+    Trace,
+    called_path,
+    index,
+    is_primitive,
+    likeness,
+    owner,
+    trace,
+)
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,13 @@ def survey(model: nn.Module) -> Survey:
     for module, path in reversed(paths.items()):
         if module in seen or not _can_be_traced(module):
             continue
-        likeness = _likeness(module)
-        if likeness in failures:
-            result.untraced[path] = failures[likeness]
+        alike = likeness(module)
+        if alike in failures:
+            result.untraced[path] = failures[alike]
             continue
         traces, failure = trace(module, inline=True)
         if failure and not traces:
-            result.untraced[path] = failures[likeness] = failure
+            result.untraced[path] = failures[alike] = failure
         for each in (*traces, *_other_paths(traces, fruitless)):
             seen.update(call.module for call in each.calls)
             for finding in _findings(each, paths):
@@ -93,26 +102,15 @@ def _can_be_traced(module: nn.Module) -> bool:
     return own and not is_primitive(module) and not isinstance(module, torch.jit.ScriptModule)
 
 
-def _likeness(module: nn.Module) -> object:
-    """Return what decides the way through a forward: equal for modules built alike."""
-    plain = {
-        name: repr(value)
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str, tuple, type(None)))
-    }
-    below = tuple((path, type(each)) for path, each in module.named_modules())
-    return tuple(plain.items()), below
-
-
 def _other_paths(traces: list[Trace], fruitless: set[object]) -> Iterator[Trace]:
     """Trace on its own, along every way, each adding module that branched on a traced value."""
     for module in dict.fromkeys(module for each in traces for module in each.branched):
-        likeness = _likeness(module)
-        if likeness in fruitless or not adds(module):
+        alike = likeness(module)
+        if alike in fruitless or not adds(module):
             continue
         others = trace(module, inline=True, every_path=True)[0]
         if not any(residuals(Flow(each)) for each in others):
-            fruitless.add(likeness)
+            fruitless.add(alike)
         yield from others
 
 

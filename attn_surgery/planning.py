@@ -18,7 +18,7 @@ from attn_surgery.fidelity import adds
 from attn_surgery.finder import Finding, Survey, survey
 from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, rewritten, surgery_of
 from attn_surgery.sites import Plan, Site
-from attn_surgery.tracing import undisturbed_randomness
+from attn_surgery.tracing import likeness, undisturbed_randomness
 
 Builder: TypeAlias = Callable[..., nn.Module]
 Attention: TypeAlias = str | Builder | Mapping[str, str | Builder]
@@ -61,7 +61,28 @@ class Cut:
         return Insertion(spot.name, spot.is_child, spot.occurrence, name)
 
 
-Forwards: TypeAlias = dict[tuple[nn.Module, tuple[Insertion, ...]], Rewritten]
+class Forwards:
+    """Rewritten forwards; blocks that are built alike share one."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Rewritten | UnfaithfulError] = {}
+
+    def rewritten(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
+        """Rewrite the forward of ``block``, or return what a block like it got.
+
+        Raises:
+            UnfaithfulError: Why the forward cannot be rewritten.
+        """
+        key = (likeness(block), insertions)
+        if key not in self._known:
+            try:
+                self._known[key] = rewritten(block, insertions)
+            except UnfaithfulError as error:
+                self._known[key] = error
+        known = self._known[key]
+        if isinstance(known, UnfaithfulError):
+            raise known
+        return known
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,6 @@ class Decision:
     plan: Plan
     cuts: tuple[Cut, ...]
     forwards: Forwards
-    """The forwards that were rewritten on trial."""
     survey: Survey
 
 
@@ -86,7 +106,7 @@ def decide(model: object, request: Request) -> Decision:
     _check_request(request)
     with undisturbed_randomness():
         found = survey(model)
-        forwards: Forwards = {}
+        forwards = Forwards()
         owners = Counter(child for module in model.modules() for child in module._modules.values())
         drafts = [(_draft(each, owners, forwards), each) for each in found.findings]
     chosen = _chosen([site for site, _ in drafts], request)
@@ -150,7 +170,7 @@ def _method(
     try:
         if not spot.is_direct:
             raise UnfaithfulError(f"{spot.name!r} is inside a child")
-        forward = forwards[block, insertions] = rewritten(block, insertions)
+        forward = forwards.rewritten(block, insertions)
     except UnfaithfulError as error:
         obstacle = _attach_obstacle(finding, owners)
         if not obstacle:

@@ -101,6 +101,11 @@ class Rewritten:
     """Per insertion, the name of the value it receives in the (evaluation) graph."""
     watched: frozenset[str]
 
+    @functools.cached_property
+    def methods(self) -> dict[str, Any]:
+        """The graphs as methods; where the modes differ, ``forward`` asks ``training``."""
+        return _methods(self.graphs)
+
 
 def rewritten(module: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
     """Trace the host's own forward and put the insertions into it.
@@ -177,7 +182,7 @@ def operated_class(module: nn.Module, done: Surgery, forward: Rewritten | None) 
     if hasattr(base, "__deepcopy__"):
         body["__deepcopy__"] = _deepcopy
     if forward is not None:
-        body |= _functions(forward)
+        body |= forward.methods
     if done.attached:
         patched = "forward" in vars(module) or HOST_FORWARD in vars(module)
         if forward is not None or not patched:
@@ -186,9 +191,8 @@ def operated_class(module: nn.Module, done: Surgery, forward: Rewritten | None) 
     return type(base)(base.__name__, (base,), body)
 
 
-def _functions(forward: Rewritten) -> dict[str, Any]:
-    """Compile the graphs to methods; where the modes differ, ``forward`` asks ``training``."""
-    codes = [graph.python_code("self") for graph in forward.graphs]
+def _methods(graphs: tuple[fx.Graph, ...]) -> dict[str, Any]:
+    codes = [graph.python_code("self") for graph in graphs]
     if len({code.src for code in codes}) == 1:
         return {"forward": _compiled(codes[0].src, codes[0].globals, "forward")}
     names = ("_forward_in_evaluation", "_forward_in_training")
@@ -198,9 +202,7 @@ def _functions(forward: Rewritten) -> dict[str, Any]:
     }
     evaluation = codes[0]
     head = next(line for line in evaluation.src.splitlines() if line.startswith("def forward("))
-    arguments = ", ".join(
-        str(node.target) for node in forward.graphs[0].nodes if node.op == "placeholder"
-    )
+    arguments = ", ".join(str(node.target) for node in graphs[0].nodes if node.op == "placeholder")
     chosen = (
         f"{head}\n    if self.training:\n        return self.{names[1]}({arguments})\n"
         f"    return self.{names[0]}({arguments})\n"

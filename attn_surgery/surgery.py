@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,6 @@ from attn_surgery.rewrite import (
     change_class,
     give_back,
     operated_class,
-    rewritten,
     set_class,
     surgery_of,
 )
@@ -196,7 +196,8 @@ def _built(cut: Cut, init: str, options: dict[str, Any]) -> nn.Module:
     assert site.spatial_dims is not None
     tensors = (*cut.holder.parameters(), *block.parameters(), *block.buffers())
     like = next((each for each in tensors if each.is_floating_point()), torch.empty(0))
-    with like.device:
+    # elsewhere than on the meta device, the CPU's draws are the same for every host
+    with like.device if like.is_meta else nullcontext():
         attention = build(
             cut.attention,
             site.channels,
@@ -213,10 +214,9 @@ def _prepare(edit: _Edit, decision: Decision) -> None:
     insertions = (*done.insertions, *edit.insertions)
     forward = None
     if insertions:
-        forward = decision.forwards.get((module, insertions))
         try:
-            forward = forward or rewritten(module, insertions)
-        except UnfaithfulError as error:  # pragma: no cover - each insertion was tried alone
+            forward = decision.forwards.rewritten(module, insertions)
+        except UnfaithfulError as error:  # each insertion was tried alone
             raise SurgeryError(f"{done.base.__name__} cannot be rewritten: {error}") from error
         done = replace(done, watched=forward.watched)
     done = replace(done, insertions=insertions, attached=(*done.attached, *edit.attached))

@@ -435,6 +435,27 @@ def _prepared(tracer: _Tracer, training: bool) -> Iterator[None]:
                 vars(module)["training"] = mode
 
 
+def likeness(module: nn.Module) -> object:
+    """Return what decides the way through ``module.forward``: equal for modules built alike."""
+    own = [
+        (name, repr(value) if isinstance(value, _PLAIN) else id(value))
+        for name, value in vars(module).items()
+        if name not in _MODULE_STATE
+    ]
+    tensors = [
+        (name, tensor is None)
+        for named in (module._parameters, module._buffers)
+        for name, tensor in named.items()
+    ]
+    children = [name for name, child in module._modules.items() if child is None]
+    below = [(path, type(each)) for path, each in module.named_modules(remove_duplicate=False)]
+    return tuple(own), tuple(tensors), tuple(children), tuple(below)
+
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+_MODULE_STATE = frozenset(vars(nn.Module()))
+
+
 @contextmanager
 def undisturbed_randomness() -> Iterator[None]:
     """Put the random states of torch and Python back afterwards."""

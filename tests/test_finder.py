@@ -378,8 +378,7 @@ def two_branches(self, x):
 
 def tokens(self, x):
     t = x.flatten(2).transpose(1, 2)
-    t = t + self.fc2(F.gelu(self.fc1(self.norm(t))))
-    return t
+    return t + self.fc2(F.gelu(self.fc1(self.norm(t))))
 
 
 def channels_last(self, x):
