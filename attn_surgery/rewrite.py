@@ -13,6 +13,7 @@ import functools
 import hashlib
 import inspect
 import linecache
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -188,11 +189,15 @@ def operated_class(module: nn.Module, done: Surgery, forward: Rewritten | None) 
         if forward is not None or not patched:
             body[HOST_FORWARD] = body.get("forward", base.forward)
         body["forward"] = _passing_on(module, done.attached)
-    return type(base)(base.__name__, (base,), body)
+    return _subclass(base, body)
+
+
+def _subclass(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
+    return types.new_class(base.__name__, (base,), exec_body=lambda scope: scope.update(body))
 
 
 def _methods(graphs: tuple[fx.Graph, ...]) -> dict[str, Any]:
-    codes = [graph.python_code("self") for graph in graphs]
+    codes: list[Any] = [graph.python_code("self") for graph in graphs]
     if len({code.src for code in codes}) == 1:
         return {"forward": _compiled(codes[0].src, codes[0].globals, "forward")}
     names = ("_forward_in_evaluation", "_forward_in_training")
@@ -315,7 +320,7 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
     if not _is_copied_by_its_state(done.base):
         return (_again, (_twin(self, done), done, _attentions(self, done)))
     with as_host(self):
-        reduced = self.__reduce_ex__(protocol)
+        reduced: Any = object.__reduce_ex__(self, protocol)
     return (_blank, (done,), *reduced[2:])
 
 
@@ -341,7 +346,7 @@ def _is_copied_by_its_state(base: type) -> bool:
 def _blank(done: Surgery) -> nn.Module:
     """Make an operated module whose state is to come."""
     body = {"_surgery": done, "__setstate__": _setstate}
-    return object.__new__(type(done.base)(done.base.__name__, (done.base,), body))
+    return object.__new__(_subclass(done.base, body))
 
 
 def _twin(module: nn.Module, done: Surgery) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import math
 import random
 import sys
 import types
@@ -127,7 +128,8 @@ class _Value(fx.Proxy):
         frame = sys._getframe(1)
         step = _steps_from(frame.f_code, frame.f_lasti)[0]
         if step.opname == "UNPACK_SEQUENCE":
-            return iter([self[i] for i in range(step.argval)])
+            elements: Any = self
+            return iter([elements[i] for i in range(step.argval)])
         return self.tracer.iter(self)
 
 
@@ -148,7 +150,7 @@ class _Tracer(fx.Tracer):
     """Follows one way through ``forward``, taking each branch as ``answers`` says."""
 
     def __init__(self, root: nn.Module, inline: bool, defaults: bool, answers: tuple[bool, ...]):
-        super().__init__(autowrap_modules=())
+        super().__init__(autowrap_modules=(math,))
         self.root_call = Call(root, "")
         self.stack = [self.root_call]
         self.calls: list[Call] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def host() -> nn.Module:
         return torchvision.models.resnet18()
 
 
-def fingerprint(host: nn.Module) -> list[object]:
+def fingerprint(host: nn.Module) -> list[Any]:
     """Return everything that a surgery may touch, by identity."""
     return [
         (path, type(module), sorted(vars(module)), [*map(id, module._modules.values())])
@@ -112,7 +113,7 @@ def test_the_attention_acts():
     before = host(x)
     attn_surgery.apply(host, "se")
     for attention in attn_surgery.inserted(host).values():
-        nn.init.constant_(attention.fc2.bias, 0.5)
+        nn.init.constant_(attention.get_parameter("fc2.bias"), 0.5)
     assert not torch.allclose(host(x), before)
 
 
@@ -126,7 +127,7 @@ def test_the_attention_follows_device_dtype_and_mode():
 
 def test_a_name_that_is_taken_is_left_alone():
     host = torchvision.models.resnet18().eval()
-    host.layer1[0].attn = "mine"
+    setattr(host.layer1[0], "attn", "mine")  # noqa: B010
     attn_surgery.apply(host, "se", where="layer1.0")
     assert list(attn_surgery.inserted(host)) == ["layer1.0.attn_1"]
     attn_surgery.remove(host)
@@ -219,7 +220,7 @@ def quantized() -> nn.Module:
 
 
 def distributed() -> nn.Module:
-    store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         return nn.parallel.DistributedDataParallel(torchvision.models.resnet18())

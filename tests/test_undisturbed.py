@@ -78,8 +78,9 @@ def detector(name: str, size: int = 64, **options: Any) -> Host:
 
 
 def two_stage(name: str) -> Host:
-    few = {f"rpn_{when}_nms_top_n_{mode}": 12 for when in ("pre", "post") for mode in ("train", "test")}
-    return detector(name, min_size=64, max_size=64, box_score_thresh=0.0, **few)
+    few = [f"rpn_{when}_nms_top_n_{mode}" for when in ("pre", "post") for mode in ("train", "test")]
+    options = {"min_size": 64, "max_size": 64, "box_score_thresh": 0.0}
+    return detector(name, **options, **dict.fromkeys(few, 12))
 
 
 def segmenter(name: str, **options: Any) -> Host:
@@ -99,7 +100,7 @@ TORCHVISION = [
     host("torchvision/convnext_tiny", stochastic_depth_prob=0.2),
     host("torchvision/regnet_x_400mf"),
     host("torchvision/regnet_y_400mf"),
-    host("torchvision/maxvit_t", 224, stochastic_depth_prob=0.2),
+    host("torchvision/maxvit_t", 224),
     host("torchvision/quantized_resnet18", quantize=False),
     host("torchvision/quantized_mobilenet_v2", quantize=False),
     host("torchvision/quantized_mobilenet_v3_large", quantize=False),
@@ -120,7 +121,7 @@ TORCHVISION = [
 ]
 
 TIMM = [
-    host("timm/halonet_h1", **DROPS),
+    host("timm/halonet_h1", 128, **DROPS),
     host("timm/test_byobnet", **DROPS),
     host("timm/gernet_s", **DROPS),
     host("timm/convmixer_768_32", 28),
