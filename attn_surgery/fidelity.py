@@ -9,7 +9,6 @@ values end up in the graph.
 from __future__ import annotations
 
 import builtins
-import dis
 import enum
 import functools
 import inspect
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+
+from attn_surgery.bytecode import Code, adds, read
 
 _PURE_BUILTINS = frozenset(
     "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "
@@ -35,7 +36,6 @@ _STATE_QUERIES = frozenset(
     "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
     "is_tracing get_rng_state initial_seed get_num_threads is_available".split()
 )
-_CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
 _PLAIN = (
     bool,
     int,
@@ -64,15 +64,6 @@ class Fidelity:
     """Whether forward looks at ``self.training``."""
 
 
-@dataclass(frozen=True)
-class _Code:
-    """What one function's bytecode does, its nested functions' included."""
-
-    attributes: frozenset[str]
-    names: frozenset[str]
-    obstacles: tuple[str, ...]
-
-
 def inspect_forward(block: nn.Module) -> Fidelity:
     """Read everything that ``block.forward`` runs outside its children and torch.
 
@@ -91,7 +82,7 @@ def inspect_forward(block: nn.Module) -> Fidelity:
         if function.__code__ in seen:
             continue
         seen.add(function.__code__)
-        code = _read(function.__code__)
+        code = read(function.__code__)
         found.obstacles += code.obstacles
         found.reads_mode |= "training" in code.attributes
         pending += _resolve_names(function, code, found)
@@ -108,43 +99,8 @@ def _check_signature(block: nn.Module, found: Fidelity) -> None:
             found.obstacles.append(f"the default of {parameter.name!r} cannot be written down")
 
 
-@functools.lru_cache(maxsize=4096)
-def _read(code: types.CodeType) -> _Code:
-    attributes: set[str] = set()
-    names: set[str] = set()
-    obstacles: list[str] = []
-    steps = list(dis.get_instructions(code))
-    for i, step in enumerate(steps):
-        kind = step.opname
-        if "ATTR" in kind or kind == "LOAD_METHOD":
-            attributes.add(str(step.argval))
-        if kind in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"):
-            obstacles.append(f"writes {step.argval!r}")
-        if kind in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
-            names.add(str(step.argval))
-        if any(word in kind for word in _CONTEXT_STEPS):
-            obstacles.append("enters a context or catches an error")
-        if _tests_identity(step) and any(_is_local(each) for each in steps[max(0, i - 2) : i]):
-            obstacles.append("tests what one of its values is")
-    for nested in code.co_consts:
-        if isinstance(nested, types.CodeType):
-            inner = _read(nested)
-            attributes |= inner.attributes
-            names |= inner.names
-            obstacles += inner.obstacles
-    return _Code(frozenset(attributes), frozenset(names), tuple(dict.fromkeys(obstacles)))
-
-
-def _tests_identity(step: dis.Instruction) -> bool:
-    return step.opname == "IS_OP" or step.opname.endswith(("_NONE", "_NOT_NONE"))
-
-
-def _is_local(step: dis.Instruction) -> bool:
-    return step.opname.startswith("LOAD_FAST") and step.argval != "self"
-
-
 def _resolve_names(
-    function: types.FunctionType, code: _Code, found: Fidelity
+    function: types.FunctionType, code: Code, found: Fidelity
 ) -> Iterator[types.FunctionType]:
     """Judge the globals and closure variables of a function; yield the functions among them."""
     scope = _scope(function)
@@ -214,7 +170,7 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _resolve_attributes(
-    block: nn.Module, code: _Code, found: Fidelity
+    block: nn.Module, code: Code, found: Fidelity
 ) -> Iterator[types.FunctionType]:
     """Judge the attributes that a function may read off the block; yield the methods among them."""
     found.watched |= code.attributes
@@ -255,20 +211,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def adds(module: nn.Module) -> bool:
-    """Tell whether the module's own forward spells an addition anywhere."""
-    for function in _functions(module.forward):
-        pending = [function.__code__]
-        while pending:
-            code = pending.pop()
-            pending += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-            for step in dis.get_instructions(code):
-                is_operator = step.opname in ("BINARY_ADD", "INPLACE_ADD") or (
-                    step.opname == "BINARY_OP" and step.argrepr in ("+", "+=")
-                )
-                if is_operator or step.argval in ("add", "add_"):
-                    return True
-    return False
+def spells_addition(module: nn.Module) -> bool:
+    """Tell whether the module's own forward adds anywhere, on any way through it."""
+    return any(adds(function) for function in _functions(module.forward))
 
 
 def describe(obstacles: list[str]) -> str:

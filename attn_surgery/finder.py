@@ -9,20 +9,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx, nn
 
-from attn_surgery.fidelity import adds
+from attn_surgery.fidelity import spells_addition
 from attn_surgery.flow import Flow
 from attn_surgery.operations import Kind, function_name
+from attn_surgery.preserve import likeness
 from attn_surgery.residual import Residual, attention_call, gated_products, is_mixing, residuals
-from attn_surgery.tracing import (
-    Call,
-    Trace,
-    called_path,
-    index,
-    is_primitive,
-    likeness,
-    owner,
-    trace,
-)
+from attn_surgery.traces import Call, Trace, called_path, index, owner
+from attn_surgery.tracing import is_primitive, trace
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ def _other_paths(traces: list[Trace], fruitless: set[object]) -> Iterator[Trace]
     """Trace on its own, along every way, each adding module that branched on a traced value."""
     for module in dict.fromkeys(module for each in traces for module in each.branched):
         alike = likeness(module)
-        if alike in fruitless or not adds(module):
+        if alike in fruitless or not spells_addition(module):
             continue
         others = trace(module, inline=True, every_path=True)[0]
         if not any(residuals(Flow(each)) for each in others):

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from attn_surgery.operations import Kind, Operation, argument, function_name, operation
-from attn_surgery.tracing import Trace, index
+from attn_surgery.traces import Trace, index
 
 MAPS = "maps"
 """``(N, C, *spatial)``: channels at dim 1."""

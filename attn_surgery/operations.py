@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from attn_surgery.tracing import Trace, baked_constant
+from attn_surgery.traces import Trace, baked_constant
 
 
 class Kind(Enum):

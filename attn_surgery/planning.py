@@ -14,11 +14,12 @@ from torch import nn
 from attn_surgery.attention import build, check_options, get_builder
 from attn_surgery.checks import check_host
 from attn_surgery.errors import SurgeryError, nearest
-from attn_surgery.fidelity import adds
+from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
-from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, rewritten, surgery_of
+from attn_surgery.operated import as_host, surgery_of
+from attn_surgery.preserve import likeness, undisturbed_randomness
+from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, rewritten
 from attn_surgery.sites import Plan, Site
-from attn_surgery.tracing import likeness, undisturbed_randomness
 
 Builder: TypeAlias = Callable[..., nn.Module]
 Attention: TypeAlias = str | Builder | Mapping[str, str | Builder]
@@ -76,7 +77,8 @@ class Forwards:
         key = (likeness(block), insertions)
         if key not in self._known:
             try:
-                self._known[key] = rewritten(block, insertions)
+                with as_host(block):
+                    self._known[key] = rewritten(block, insertions)
             except UnfaithfulError as error:
                 self._known[key] = error
         known = self._known[key]
@@ -293,6 +295,6 @@ def _unfollowed(model: nn.Module, found: Survey) -> Iterator[Site]:
     for path, failure in found.untraced.items():
         module = model.get_submodule(path)
         convolves = any(isinstance(each, nn.modules.conv._ConvNd) for each in module.modules())
-        if path not in placed and convolves and adds(module):
+        if path not in placed and convolves and spells_addition(module):
             reason = f"its forward could not be followed: {failure}"
             yield Site(path, type(module).__name__, "", None, None, None, "", reason)

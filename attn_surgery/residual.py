@@ -14,7 +14,7 @@ from torch import fx
 
 from attn_surgery.flow import LAST, MAPS, Flow, Form, slices_channels
 from attn_surgery.operations import Kind, function_name
-from attn_surgery.tracing import Call, index, owner
+from attn_surgery.traces import Call, index, owner
 
 _LINEAR_STEPS = {
     Kind.CONV,

@@ -11,19 +11,18 @@ from torch import nn
 
 from attn_surgery.attention import build
 from attn_surgery.errors import SurgeryError, nearest
-from attn_surgery.planning import Attention, Cut, Decision, Request, Where, decide, free_name
-from attn_surgery.rewrite import (
-    Insertion,
+from attn_surgery.operated import (
     Surgery,
-    UnfaithfulError,
     change_class,
     give_back,
     operated_class,
     set_class,
     surgery_of,
 )
+from attn_surgery.planning import Attention, Cut, Decision, Request, Where, decide, free_name
+from attn_surgery.preserve import undisturbed_randomness
+from attn_surgery.rewrite import Insertion, UnfaithfulError
 from attn_surgery.sites import Plan
-from attn_surgery.tracing import undisturbed_randomness
 
 INITS = ("identity", "paper")
 

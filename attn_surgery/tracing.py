@@ -6,99 +6,26 @@ host as it was: modes, attributes and random states are put back.
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import math
-import random
 import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from attn_surgery.bytecode import is_asserted, steps_from
+from attn_surgery.preserve import Attributes, in_mode
+from attn_surgery.traces import Call, Trace, baked_constant
+
 MAX_PATHS = 8
 """How many ways through the branches of one ``forward`` are explored."""
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of a module within a trace; the root's own call has no parent."""
-
-    module: nn.Module
-    path: str
-    parent: Call | None = None
-    start: int = 0
-    """Index of the first node made in the call: what is older came from outside."""
-    node: fx.Node | None = None
-    """What the call returned, where that is a single traced value."""
-
-    def lineage(self) -> Iterator[Call]:
-        """Yield this call, the call that made it, and so on up to the root's."""
-        call: Call | None = self
-        while call is not None:
-            yield call
-            call = call.parent
-
-
-@dataclass(eq=False)
-class Trace:
-    """One way through ``root.module``'s forward, and what was met on it."""
-
-    root: Call
-    graph: fx.Graph
-    calls: list[Call]
-    """Every call that was followed inside, the root's included, in the order of their returns."""
-    opaque: list[str] = field(default_factory=list)
-    """Why a call that was to be followed inside could not be."""
-    branched: list[nn.Module] = field(default_factory=list)
-    """The modules whose forward asked for the truth of a traced value."""
-    wrote: bool = False
-    """Whether forward wrote on a module."""
-    constants: bool = False
-    """Whether a tensor that forward made without looking at its input is baked in."""
-
-    def __post_init__(self) -> None:
-        self._modules = dict(self.root.module.named_modules(remove_duplicate=False))
-
-    def module_at(self, path: str) -> nn.Module:
-        """Return the module at ``path`` below the root."""
-        return self._modules[path]
-
-    def called_module(self, node: fx.Node) -> nn.Module | None:
-        """Return the module that ``node`` calls, or None where it calls none."""
-        path = called_path(node)
-        return None if path is None else self._modules[path]
-
-    def attribute(self, node: fx.Node) -> Any:
-        """Return the value that the ``get_attr`` node ``node`` reads."""
-        path, _, name = str(node.target).rpartition(".")
-        return getattr(self._modules[path], name)
-
-
-def called_path(node: fx.Node) -> str | None:
-    """Return the path of the module that ``node`` calls, through ``forward`` or not."""
-    if node.op == "call_module":
-        return str(node.target)
-    if node.op == "call_method" and node.target == "forward" and isinstance(node.args[0], fx.Node):
-        return str(node.args[0].target)
-    return None
-
-
-def owner(node: fx.Node) -> Call:
-    """Return the call in whose own ``forward`` the node was made."""
-    return node.meta["call"]
-
-
-def index(node: fx.Node) -> int:
-    """Return the node's place in the order of creation."""
-    return node.meta["index"]
 
 
 def is_primitive(module: nn.Module) -> bool:
@@ -116,17 +43,12 @@ def is_primitive(module: nn.Module) -> bool:
     return is_torchs and not defined_in.endswith(".container")
 
 
-def baked_constant() -> Tensor:
-    """Stand in a graph for a tensor that was made during the trace; never run."""
-    raise NotImplementedError
-
-
 class _Value(fx.Proxy):
     """A traced value that unpacks quickly: fx reads the caller's bytecode anew every time."""
 
     def __iter__(self) -> Iterator[Any]:
         frame = sys._getframe(1)
-        step = _steps_from(frame.f_code, frame.f_lasti)[0]
+        step = steps_from(frame.f_code, frame.f_lasti)[0]
         if step.opname == "UNPACK_SEQUENCE":
             elements: Any = self
             return iter([elements[i] for i in range(step.argval)])
@@ -162,7 +84,7 @@ class _Tracer(fx.Tracer):
         self.made = 0
         self.branched: list[nn.Module] = []
         self.constants = False
-        self.before: dict[nn.Module, _Attributes] = {}
+        self.before: dict[nn.Module, Attributes] = {}
         self.attribute_proxies: dict[int, fx.Proxy] = {}
 
     # what the root is called with
@@ -231,7 +153,7 @@ class _Tracer(fx.Tracer):
 
     def _follow(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = call.module
-        self.before.setdefault(module, _Attributes(module))
+        self.before.setdefault(module, Attributes(module))
         watched = vars(module).get("forward")
         forward = watched.original if isinstance(watched, _Watched) else module.forward
         self.stack.append(call)
@@ -303,50 +225,12 @@ class _Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.branched.append(self.stack[-1].module)
-        if _is_asserted(sys._getframe(2)):
+        if is_asserted(sys._getframe(2)):
             return True
         if self.asked == len(self.answers):
             self.answers.append(False)
         self.asked += 1
         return self.answers[self.asked - 1]
-
-
-class _Attributes:
-    """The attributes of one module, its lists, dicts and sets included, to be put back."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-        self.values = dict(vars(module))
-        self.contents = {
-            name: value.copy()
-            for name, value in self.values.items()
-            if isinstance(value, (list, dict, set))
-        }
-
-    def restore(self) -> bool:
-        """Put everything back; return whether anything had been written."""
-        now = vars(self.module)
-        wrote = not _same_items(now, self.values)
-        if wrote:
-            now.clear()
-            now.update(self.values)
-        for name, content in self.contents.items():
-            value = self.values[name]
-            if not _same_items(value, content):
-                wrote = True
-                value.clear()
-                value.extend(content) if isinstance(value, list) else value.update(content)
-        return wrote
-
-
-def _same_items(a: Any, b: Any) -> bool:
-    if len(a) != len(b):
-        return False
-    if isinstance(a, dict):
-        return all(name in b and value is b[name] for name, value in a.items())
-    if isinstance(a, set):
-        return a == b
-    return all(x is y for x, y in zip(a, b, strict=True))
 
 
 def trace(
@@ -391,7 +275,7 @@ def trace(
 def _run(tracer: _Tracer, training: bool) -> Trace | str:
     root = tracer.root_call.module
     with _prepared(tracer, training):
-        tracer.before[root] = _Attributes(root)
+        tracer.before[root] = Attributes(root)
         try:
             graph = tracer.trace(root)
         except Exception as error:
@@ -416,57 +300,26 @@ def _run(tracer: _Tracer, training: bool) -> Trace | str:
 @contextmanager
 def _prepared(tracer: _Tracer, training: bool) -> Iterator[None]:
     root = tracer.root_call.module
-    modules = list(root.modules())
-    modes = [module.training for module in modules]
-    children = [child for child in modules[1:] if not isinstance(child, torch.jit.ScriptModule)]
-    patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), in_mode(list(root.modules()), training), _watching(tracer):
         warnings.simplefilter("ignore")
-        try:
-            for module in modules:
-                vars(module)["training"] = training
-            for child in children:
-                vars(child)["forward"] = _Watched(tracer, child)
-            yield
-        finally:
-            for child in children:
-                vars(child).pop("forward", None)
-            for child, forward in patched.items():
-                vars(child)["forward"] = forward
-            for module, mode in zip(modules, modes, strict=True):
-                vars(module)["training"] = mode
-
-
-def likeness(module: nn.Module) -> object:
-    """Return what decides the way through ``module.forward``: equal for modules built alike."""
-    own = [
-        (name, repr(value) if isinstance(value, _PLAIN) else id(value))
-        for name, value in vars(module).items()
-        if name not in _MODULE_STATE
-    ]
-    tensors = [
-        (name, tensor is None)
-        for named in (module._parameters, module._buffers)
-        for name, tensor in named.items()
-    ]
-    children = [name for name, child in module._modules.items() if child is None]
-    below = [(path, type(each)) for path, each in module.named_modules(remove_duplicate=False)]
-    return tuple(own), tuple(tensors), tuple(children), tuple(below)
-
-
-_PLAIN = (bool, int, float, str, tuple, type(None))
-_MODULE_STATE = frozenset(vars(nn.Module()))
+        yield
 
 
 @contextmanager
-def undisturbed_randomness() -> Iterator[None]:
-    """Put the random states of torch and Python back afterwards."""
-    state = random.getstate()
+def _watching(tracer: _Tracer) -> Iterator[None]:
+    """Let the tracer see every ``child.forward(...)`` below its root."""
+    below = list(tracer.root_call.module.modules())[1:]
+    children = [child for child in below if not isinstance(child, torch.jit.ScriptModule)]
+    patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
     try:
-        with torch.random.fork_rng():
-            yield
+        for child in children:
+            vars(child)["forward"] = _Watched(tracer, child)
+        yield
     finally:
-        random.setstate(state)
+        for child in children:
+            vars(child).pop("forward", None)
+        for child, forward in patched.items():
+            vars(child)["forward"] = forward
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -493,15 +346,3 @@ def _is_users_function(target: Any) -> bool:
         "torch",
         "attn_surgery",
     )
-
-
-def _is_asserted(frame: types.FrameType) -> bool:
-    """Tell whether the truth asked for in ``frame`` is that of an ``assert``."""
-    steps = _steps_from(frame.f_code, frame.f_lasti)
-    return any("ASSERTION_ERROR" in f"{step.opname} {step.argrepr}".upper() for step in steps)
-
-
-@functools.lru_cache(maxsize=4096)
-def _steps_from(code: types.CodeType, offset: int) -> list[dis.Instruction]:
-    """Return the instruction at ``offset`` and the two that follow."""
-    return [step for step in dis.get_instructions(code) if step.offset >= offset][:3]

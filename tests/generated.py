@@ -45,13 +45,14 @@ F_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 class Marked(nn.Module):
     """A module that says where a branch ends."""
 
-    def ends_here(self, f: Any, after: str | None = None, up: int = 0) -> Any:
+    def ends_here(self, f: Any, after: str | None = None, up: int = 0, order: int = 0) -> Any:
         """Return ``f``, the end of a branch F.
 
         Args:
             f: The end.
             after: The path of the child of the block that made it; None where a function did.
             up: How many modules up the block is: 0 where this module is the block.
+            order: Tells apart the ends that the same child makes in one block.
         """
         return f
 
@@ -64,6 +65,7 @@ class TrueSite:
     after: str | None
     channels: int
     spatial_dims: int
+    order: int = 0
 
 
 def true_sites(model: nn.Module, *inputs: Any) -> list[TrueSite]:
@@ -71,10 +73,12 @@ def true_sites(model: nn.Module, *inputs: Any) -> list[TrueSite]:
     paths = {module: path for path, module in reversed(list(model.named_modules()))}
     found: list[TrueSite] = []
 
-    def note(self: Marked, f: Tensor, after: str | None = None, up: int = 0) -> Tensor:
+    def note(
+        self: Marked, f: Tensor, after: str | None = None, up: int = 0, order: int = 0
+    ) -> Tensor:
         path = paths[self].split(".")
         block = ".".join(path[: len(path) - up])
-        found.append(TrueSite(block, after, f.shape[1], f.dim() - 2))
+        found.append(TrueSite(block, after, f.shape[1], f.dim() - 2, order))
         return f
 
     with _ending(note), torch.no_grad():
@@ -86,7 +90,7 @@ def true_sites(model: nn.Module, *inputs: Any) -> list[TrueSite]:
 def gated(gate: Tensor) -> Iterator[None]:
     """Scale every branch F by ``gate`` at its end, as an attention with a constant gate would."""
 
-    def scale(self: Marked, f: Tensor, after: str | None = None, up: int = 0) -> Tensor:
+    def scale(self: Marked, f: Tensor, *where: Any, **more: Any) -> Tensor:
         return f * gate
 
     with _ending(scale):
@@ -136,6 +140,11 @@ class StandardisedConv2d(nn.Conv2d):
 class FrozenNorm(nn.Module):
     """A batch norm whose statistics are buffers, spelled out."""
 
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, channels: int, dims: int):
         super().__init__()
         shape = (1, channels, *[1] * dims)
@@ -145,12 +154,12 @@ class FrozenNorm(nn.Module):
         self.register_buffer("variance", torch.rand(shape) + 0.5)
 
     def forward(self, x: Any) -> Any:
-        scale = self.weight * (self.variance + 1e-5).rsqrt()  # pyright: ignore[reportCallIssue]
+        scale = self.weight * (self.variance + 1e-5).rsqrt()
         return x * scale + (self.bias - self.mean * scale)
 
 
 def conv(
-    shape: Shape, kernel: int = 3, *, inward: int = 0, outward: int = 0, groups: int = 1, **more: Any
+    shape: Shape, kernel: int = 3, *, inward: int = 0, outward: int = 0, **more: Any
 ) -> nn.Module:
     """Make a convolution that keeps the size, but for the stride in ``more``."""
     make = CONV[shape.dims]
@@ -161,7 +170,6 @@ def conv(
         outward or shape.outward,
         kernel,
         padding=kernel // 2,
-        groups=groups,
         **more,
     )
     return parametrizations.weight_norm(made) if shape.conv == "weight_norm" else made
@@ -1268,14 +1276,6 @@ class Writing(Residual):
         return self.out(self.end(x) + self.shortcut(x))
 
 
-class ByKeyword(Residual):
-    def forward(self, *, x: Any) -> Any:
-        return self.out(self.end(x) + self.shortcut(x))
-
-    def __call__(self, x: Any) -> Any:
-        return super().__call__(x=x)
-
-
 UNFAITHFUL: dict[str, type[Residual]] = {
     "mask": WithMask,
     "flag": WithFlag,
@@ -1480,7 +1480,7 @@ class SameChildTwice(Marked):
 
     def forward(self, x: Any) -> Any:
         x = F.relu(x + self.ends_here(self.body(x), "body"))
-        return F.relu(x + self.ends_here(self.body(x), "body"))
+        return F.relu(x + self.ends_here(self.body(x), "body", order=1))
 
 
 class TransformerLike(Marked):
@@ -1572,10 +1572,10 @@ class Splits(nn.Module):
 class SizedSplits(Splits):
     def __init__(self, shape: Shape):
         super().__init__(shape)
-        self.half = shape.outward // 2
+        self.part = shape.outward // 2
 
     def forward(self, x: Any) -> Any:
-        parts = torch.split(x, self.half, 1)
+        parts = torch.split(x, self.part, 1)
         total = parts[0] + F.relu(self.conv1(parts[1]))
         return torch.cat([F.relu(self.conv2(total)), parts[0]], dim=1)
 
@@ -1585,16 +1585,16 @@ class Parts(nn.Module):
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.half = shape.outward // 2
+        self.part = shape.outward // 2
         self.body = nn.Sequential(
-            conv(shape, inward=self.half, outward=self.half),
+            conv(shape, inward=self.part, outward=self.part),
             nn.ReLU(),
-            conv(shape, inward=self.half, outward=self.half),
+            conv(shape, inward=self.part, outward=self.part),
         )
-        self.widen = conv(shape, 1, inward=self.half)
+        self.widen = conv(shape, 1, inward=self.part)
 
     def forward(self, x: Any) -> Any:
-        return self.widen(x[:, : self.half] + self.body(x[:, self.half :]))
+        return self.widen(x[:, : self.part] + self.body(x[:, self.part :]))
 
 
 class Pyramid(nn.Module):
@@ -2002,7 +2002,7 @@ class Ungrouped(nn.Module):
         self.body = nn.Sequential(*parts)
 
     def forward(self, x: Any) -> Any:
-        pieces = [self.body(piece) for piece in torch.split(x, int(len(x)))]
+        pieces = [self.body(piece) for piece in torch.split(x, len(x) // 2)]
         return torch.cat(pieces)
 
 
@@ -2036,35 +2036,33 @@ Spec = BlockSpec | UnitSpec | NestSpec
 # Hosts
 
 
-class Net(nn.Module):
-    """Stem, parts, head."""
+class Stemmed(nn.Module):
+    """A stem, then parts."""
 
     def __init__(self, dims: int, channels: int, parts: list[nn.Module]):
         super().__init__()
         self.stem = nn.Sequential(CONV[dims](3, channels, 3, padding=1), nn.ReLU(inplace=True))
         self.parts = nn.Sequential(*parts)
 
+
+class Net(Stemmed):
     def forward(self, x: Any) -> Any:
         return self.parts(self.stem(x))
 
 
-class ListNet(Net):
+class ListNet(Stemmed):
     """Takes a list of images of any length, as detection models do, and returns a dict."""
 
-    def forward(self, x: Any) -> Any:
-        images = [x[:1], x[1:]] if len(x) > 1 else [x]
-        out = {str(i): super(ListNet, self).forward(each) for i, each in enumerate(images)}
-        return torch.cat(list(out.values()))
+    def forward(self, images: Any) -> Any:
+        features = self.stem(torch.stack([image for image in images if image.dim() > 0]))
+        return {"features": self.parts(features), "count": len(images)}
 
 
-class TwoInputs(Net):
+class TwoInputs(Stemmed):
     """Adds what it made of one argument to another argument: no site."""
 
-    def forward(self, x: Any, other: Any = None) -> Any:
-        features = self.stem(x)
-        if other is None:
-            other = torch.ones(())
-        return self.parts(features) + other
+    def forward(self, x: Any, other: Any) -> Any:
+        return self.parts(self.stem(x)) + other
 
 
 HOSTS = {"net": Net, "list net": ListNet, "two inputs": TwoInputs}
@@ -2082,22 +2080,31 @@ class Recipe:
     def shape(self) -> Shape:
         return self.parts[0].shape
 
-    def input(self) -> Tensor:
+    def inputs(self) -> tuple[Any, ...]:
+        """Make the arguments of the host, always the same."""
         generator = torch.Generator().manual_seed(1)
         channels = self.shape.inward if self.host in ("bare", "fx") else 3
-        return torch.randn(2, channels, *SIZES[self.shape.dims], generator=generator)
+        x = torch.randn(2, channels, *SIZES[self.shape.dims], generator=generator)
+        if self.host == "list net":
+            return (list(x),)
+        return (x, torch.ones(())) if self.host == "two inputs" else (x,)
 
-    def build(self) -> nn.Module:
-        """Build the host with fixed weights, but not yet as a ``GraphModule``."""
+    def modes(self) -> tuple[bool, ...]:
+        """Return the modes that make sense: a ``GraphModule`` knows only the one it was traced in."""
+        return (False,) if self.host == "fx" else (False, True)
+
+    def source(self) -> nn.Module:
+        """Build the host with fixed weights, but not as a ``GraphModule``."""
         torch.manual_seed(0)
         parts = [part.build() for part in self.parts]
         if self.host in HOSTS:
             return HOSTS[self.host](self.shape.dims, self.shape.inward, parts)
         return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
-    def as_graph(self, model: nn.Module) -> nn.Module:
-        """Return a ``GraphModule`` of ``model`` where the recipe asks for one."""
-        return fx.symbolic_trace(model) if self.host == "fx" else model
+    def build(self) -> nn.Module:
+        """Build the host."""
+        model = self.source()
+        return fx.symbolic_trace(model.eval()) if self.host == "fx" else model
 
 
 # How to draw them

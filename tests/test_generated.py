@@ -1,7 +1,9 @@
 """Thousands of random residual networks: no miss, no false hit, the identity bit for bit."""
 
-import copy
-from collections import Counter
+from __future__ import annotations
+
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,47 +12,133 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery import Plan
+from attn_surgery import Site
 
 OFTEN = settings(
-    max_examples=150,
+    max_examples=300,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
 VERY_OFTEN = settings(OFTEN, max_examples=5000, derandomize=False)
-OPTIONS = {"reduction": 2, "existing": "stack"}
+OPTIONS: dict[str, Any] = {"reduction": 2, "existing": "stack"}
+LOGIT = 0.4
+GATE = 2 * torch.sigmoid(torch.tensor(LOGIT))
 
 
-def expected(recipe: Recipe) -> list[TrueSite]:
-    """The true sites of the host; in a ``GraphModule`` every one is the root's own."""
-    sites = true_sites(recipe.build().eval(), recipe.input())
+@settings(OFTEN)
+@given(recipes())
+def test_generated(recipe: Recipe):
+    check(recipe)
+
+
+@pytest.mark.slow
+@settings(VERY_OFTEN)
+@given(recipes())
+def test_many_generated(recipe: Recipe):
+    check(recipe)
+
+
+def check(recipe: Recipe) -> None:
+    truth = truth_of(recipe)
+    check_plan(recipe, truth)
+    if truth:
+        check_identity(recipe)
+        check_gate(recipe, len(truth))
+
+
+# No miss, no false hit
+
+
+def truth_of(recipe: Recipe) -> list[TrueSite]:
+    """Return the true sites of the host; in a ``GraphModule`` each one is the root's own."""
+    sites = true_sites(recipe.source().eval(), *recipe.inputs())
     if recipe.host == "fx":
         return [_at_root(site) for site in sites]
     return list(dict.fromkeys(sites))
 
 
 def _at_root(site: TrueSite) -> TrueSite:
-    path = [each for each in (site.block, site.after) if each]
-    after = ".".join(path) if site.after is not None else None
+    path = ".".join(each for each in (site.block, site.after) if each)
+    after = None if site.after is None else path
     return TrueSite("", after, site.channels, site.spatial_dims)
 
 
-def check_plan(recipe: Recipe) -> None:
-    host = recipe.as_graph(recipe.build().eval())
+def check_plan(recipe: Recipe, truth: list[TrueSite]) -> None:
+    host = recipe.build()
     plan = attn_surgery.plan(host, "se", **OPTIONS)
-    assert difference(plan, expected(recipe)) == ([], []), str(plan)
+    left, missed = list(plan.sites), []
+    for true in sorted(truth, key=lambda site: site.after is None):
+        match = next((site for site in left if _is_same(site, true)), None)
+        missed.append(true) if match is None else left.remove(match)
+    assert (missed, left) == ([], []), f"missed, false: {(missed, left)}\n{plan}"
 
 
-def difference(plan: Plan, truth: list[TrueSite]) -> tuple[list[TrueSite], list[TrueSite]]:
-    """What the plan missed, and what it found beside."""
-    ...
+def _is_same(site: Site, true: TrueSite) -> bool:
+    facts = (site.block, site.channels, site.spatial_dims)
+    known = true.after in (None, site.after)
+    return known and facts == (true.block, true.channels, true.spatial_dims)
 
 
-def run(model: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """One forward pass under a fixed seed: output, random state after it, state dict."""
-    torch.manual_seed(3)
+# The identity, bit for bit, and back
+
+
+def check_identity(recipe: Recipe) -> None:
+    untouched, host = recipe.build(), recipe.build()
+    before = attributes(host)
+    attn_surgery.apply(host, "se", **OPTIONS)
+    for training in recipe.modes():
+        assert_same(observe(untouched, recipe, training), observe(host, recipe, training))
+    attn_surgery.remove(host)
+    assert attributes(host) == before
+    for training in recipe.modes():
+        assert_same(observe(untouched, recipe, training), observe(host, recipe, training))
+
+
+def observe(model: nn.Module, recipe: Recipe, training: bool) -> dict[str, Tensor]:
+    """Run ``model`` and return its output and all that the pass left behind."""
+    torch.manual_seed(2)
     with torch.no_grad():
-        out = model.train(training)(x.clone())
-    return out, torch.get_rng_state(), dict(model.state_dict())
+        out = model.train(training)(*recipe.inputs())
+    out = out["features"] if isinstance(out, dict) else out
+    state = {name: each.clone() for name, each in model.state_dict().items()}
+    return {"the output": out, "the random state": torch.get_rng_state(), **state}
+
+
+def assert_same(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def attributes(model: nn.Module) -> dict[str, Any]:
+    """Return the class and the attributes of every module, but for what a pass changes."""
+    return {
+        path: (id(module), type(module), _identities(vars(module)))
+        for path, module in model.named_modules()
+    }
+
+
+def _identities(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _identities(value) if isinstance(value, dict) else id(value)
+        for name, value in values.items()
+        if name not in ("training", "calls")
+    }
+
+
+# The branch is scaled, and nothing else
+
+
+def check_gate(recipe: Recipe, sites: int) -> None:
+    """Compare constant gates at the sites with the source's own ends scaled by hand."""
+    host, source = recipe.build(), recipe.source()
+    attn_surgery.apply(host, "se", **OPTIONS)
+    inserted = attn_surgery.inserted(host)
+    assert len(inserted) == sites
+    for attention in inserted.values():
+        nn.init.constant_(attention.get_parameter("fc2.bias"), LOGIT)
+    for training in recipe.modes():
+        with gated(GATE):
+            expected = observe(source, recipe, training)
+        assert_same(expected, observe(host, recipe, training))

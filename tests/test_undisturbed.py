@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -79,7 +80,7 @@ def detector(name: str, size: int = 64, **options: Any) -> Host:
 
 def two_stage(name: str) -> Host:
     few = [f"rpn_{when}_nms_top_n_{mode}" for when in ("pre", "post") for mode in ("train", "test")]
-    options = {"min_size": 64, "max_size": 64, "box_score_thresh": 0.0}
+    options: dict[str, Any] = {"min_size": 64, "max_size": 64, "box_score_thresh": 0.0}
     return detector(name, **options, **dict.fromkeys(few, 12))
 
 
@@ -87,7 +88,7 @@ def segmenter(name: str, **options: Any) -> Host:
     return host(name, 64, weights=None, weights_backbone=None, num_classes=5, **options)
 
 
-DROPS = {"drop_path_rate": 0.2, "drop_rate": 0.2}
+DROPS: dict[str, Any] = {"drop_path_rate": 0.2, "drop_rate": 0.2}
 
 TORCHVISION = [
     host("torchvision/resnet18"),
@@ -121,7 +122,7 @@ TORCHVISION = [
 ]
 
 TIMM = [
-    host("timm/halonet_h1", 128, **DROPS),
+    host("timm/eca_botnext26ts_256", 256, **DROPS),
     host("timm/test_byobnet", **DROPS),
     host("timm/gernet_s", **DROPS),
     host("timm/convmixer_768_32", 28),
@@ -180,7 +181,57 @@ TIMM = [
     host("timm/xception41p", 64, **DROPS),
 ]
 
+MORE_OF_TIMM = {
+    64: """
+        regnetz_b16 resnext26ts eca_resnext26ts seresnext26ts gcresnext26ts bat_resnext26ts
+        regnetz_c16 resnet32ts seresnet33ts gcresnet33ts gernet_m regnetz_d8 resnet50_clip_gap
+        resnet50_mlp gernet_l convformer_s18 convmixer_1024_20_ks9_p14 test_convnext3
+        convnext_zepto_rms convnextv2_atto cpubone_t0 cpubone_s0 cpubone_b0_bfrobust
+        cs3darknet_focus_s darknet17 cspresnext50 sedarknet21 cs3sedarknet_xdw cspresnet50
+        cspdarknet53 csatv2_21m cspnext_s cspnext_m cspnext_l dla46x_c dla34 dla60_res2next
+        dla60x nf_regnet_b1 nf_resnet26 nf_ecaresnet26 nf_seresnet26 eca_nfnet_l0 ese_vovnet39b
+        resnet14t resnet18 resnetblur18 resnet18d seresnet18 ecaresnext26t_32x4d ecaresnet26t
+        seresnext26t_32x4d resnetaa34d resnext50_32x4d resnext50d_32x4d resnet50_gn resnetaa50
+        resnet50c resnet50s seresnet50t seresnetaa50d edgenext_x_small mobilenetv2_050
+        mnasnet_small tinynet_e semnasnet_050 mnasnet_050 tinynet_d tinynet_c tinynet_b mixnet_s
+        tf_mixnet_s spnasnet_100 efficientnet_lite0 tf_efficientnet_lite0 mixnet_m fbnetc_100
+        tinynet_a mixnet_l mixnet_xl gc_efficientnetv2_rw_t mixnet_xxl efficientvit_b1
+        fasternet_t1 fastvit_t12 fastvit_s12 fastvit_mci0 mobilenetv3_small_075
+        tf_mobilenetv3_small_075 fbnetv3_b fbnetv3_d fbnetv3_g focalnet_tiny_lrf ghostnet_100
+        ghostnetv2_100 hardcorenas_b hgnetv2_b1 hgnet_tiny hgnet_small hrnet_w18_small_v2
+        hrnet_w18 iformer_s iformer_m iformer_l inception_next_tiny lcnetv2_base lcnetv2_large
+        legacy_seresnext26_32x4d lowformer_b1 mobilevit_xs regnety_004 regnetx_004
+        regnetx_004_tv regnety_008_tv regnetz_005 regnetv_040 regnetz_040_h repghostnet_058
+        res2net50_14w_8s res2net50d resnest26d resnest50d_1s4x24d resnetv2_18d resnetv2_34
+        resnetv2_50x1_bit resnetv2_50t skresnet34 skresnet50d skresnext50_32x4d starnet_s100
+        xception41
+    """,
+    224: """
+        coatnet_pico_rw_224 coatnet_nano_cc_224 coatnext_nano_rw_224 coatnet_rmlp_nano_rw_224
+        coatnet_0_224 coatnet_bn_0_rw_224 maxvit_tiny_rw_224 efficientformerv2_s1 gcvit_xtiny
+        gcvit_tiny swiftformer_s tiny_vit_11m_224
+    """,
+    256: """
+        halonet_h1 eca_halonext26ts lambda_resnet26t haloregnetz_b halonet26t botnet26t_256
+        sehalonet33ts sebotnet33ts_256 lamhalobotnet50ts_256 halo2botnet50ts_256 halonet50ts
+        botnet50ts_256 maxvit_pico_rw_256 maxvit_rmlp_pico_rw_256 maxvit_nano_rw_256
+        maxxvit_rmlp_nano_rw_256 maxxvitv2_nano_rw_256
+    """,
+}
+
 SLOW = [
+    *(host(f"timm/{arch}", size) for size, names in MORE_OF_TIMM.items() for arch in names.split()),
+    host("torchvision/wide_resnet50_2"),
+    host("torchvision/efficientnet_b4"),
+    host("torchvision/mnasnet1_3"),
+    host("torchvision/quantized_resnet50", quantize=False),
+    host("torchvision/quantized_resnext101_32x8d", quantize=False),
+    segmenter("torchvision/fcn_resnet101"),
+    segmenter("torchvision/deeplabv3_resnet50", aux_loss=True),
+    two_stage("torchvision/fasterrcnn_resnet50_fpn"),
+    two_stage("torchvision/fasterrcnn_resnet50_fpn_v2"),
+    two_stage("torchvision/maskrcnn_resnet50_fpn_v2"),
+    detector("torchvision/retinanet_resnet50_fpn_v2", min_size=64, max_size=64),
     host("timm/mobilenetv5_base"),
     host("timm/nasnetalarge", 96),
     host("timm/pnasnet5large", 96),
@@ -266,6 +317,12 @@ def train_a_little(model: nn.Module, arguments: tuple[Any, ...]) -> None:
         model(*arguments)
 
 
+def draws(step: Step) -> bool:
+    """Tell whether the forward took random numbers."""
+    torch.manual_seed(SEEDS[0])
+    return not torch.equal(step.random_state, torch.get_rng_state())
+
+
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(map(torch.equal, a, b))
 
@@ -320,13 +377,16 @@ def has_sites(model: nn.Module, attention: str, existing: str) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::UserWarning:timm")
-@pytest.mark.parametrize("host", [*cases(TORCHVISION), *cases(TIMM), *cases(SLOW, pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "host", [*cases(TORCHVISION), *cases(TIMM), *cases(SLOW, pytest.mark.slow)]
+)
 def test_nothing_is_disturbed(host: Host) -> None:
     model = host.build()
     train_arguments, arguments = host.arguments(training=True), host.arguments(training=False)
     train_a_little(model, train_arguments)
     step, outputs = train_step(model, train_arguments, SEEDS[0]), evaluate(model, arguments)
     assert step.outputs
+    assert ("drop_rate" in host.options) <= draws(step)
     assert all(each.isfinite().all() for each in (*step.outputs, *outputs))
     before = makeup(model)
 
@@ -367,3 +427,42 @@ def check_step(model: nn.Module, arguments: tuple[Any, ...], host: Step) -> None
         train_step(model, arguments, seed)
         dead &= without_gradient(model)
     assert dead == set()
+
+
+@pytest.mark.parametrize("attention", attn_surgery.available())
+@pytest.mark.parametrize("init", ["identity", "paper"])
+@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/efficientnet_b0"])
+def test_no_verb_draws_from_the_global_random_streams(name: str, attention: str, init: str) -> None:
+    model = host(name).build()
+    torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)
+    before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
+    attn_surgery.plan(model, attention, existing="stack")
+    attn_surgery.apply(model, attention, existing="stack", init=init)
+    attn_surgery.inserted(model)
+    attn_surgery.remove(model)
+    after = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+def test_the_start_of_an_attention_follows_the_seed() -> None:
+    """Not disturbing the stream does not mean ignoring it: a seed still decides the start."""
+    starts = []
+    for seed in (0, 0, 1):
+        model = host("timm/test_resnet").build()
+        torch.manual_seed(seed)
+        attn_surgery.apply(model, "cbam", init="paper")
+        attentions = attn_surgery.inserted(model).values()
+        starts.append(torch.cat([p.flatten() for each in attentions for p in each.parameters()]))
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_two_attentions_of_one_model_do_not_start_alike() -> None:
+    model = attn_surgery.apply(host("timm/convmixer_768_32").build(), "se", init="paper")
+    first, second = list(attn_surgery.inserted(model).values())[:2]
+    (weight, *_), (other, *_) = first.parameters(), second.parameters()
+    assert weight.shape == other.shape
+    assert not torch.equal(weight, other)

@@ -1,8 +1,8 @@
 """The attention modules: ``(N, C, *spatial)`` to the same shape, by registered name."""
 
-from .cbam import CBAM, ChannelAttention, SpatialAttention
-from .registry import available, build, check_options, get_builder, register
-from .se import SE
+from attn_surgery.attention.cbam import CBAM, ChannelAttention, SpatialAttention
+from attn_surgery.attention.registry import available, build, check_options, get_builder, register
+from attn_surgery.attention.se import SE
 
 __all__ = [
     "CBAM",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .gate import BATCH_NORM, CONV, INITS, ChannelGate, sigmoid_gate
-from .options import choice, flag, whole
-from .registry import register
+from attn_surgery.attention.gate import BATCH_NORM, CONV, INITS, ChannelGate, sigmoid_gate
+from attn_surgery.attention.options import choice, flag, whole
+from attn_surgery.attention.registry import register
 
 CHANNEL_ORDERS = ("max_mean", "mean_max")
 ORDERS = ("channel_first", "spatial_first", "parallel")

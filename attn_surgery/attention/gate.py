@@ -6,8 +6,8 @@ import torch
 from timm.layers.helpers import make_divisible
 from torch import Tensor, nn
 
-from ..errors import SurgeryError
-from .options import choice, flag, whole
+from attn_surgery.attention.options import choice, flag, whole
+from attn_surgery.errors import SurgeryError
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

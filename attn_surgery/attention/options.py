@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from ..errors import SurgeryError, nearest
+from attn_surgery.errors import SurgeryError, nearest
 
 
 def whole(name: str, value: Any, *, odd: bool = False) -> int:

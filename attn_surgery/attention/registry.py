@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..errors import SurgeryError, nearest
-from .gate import CONV, INITS, IdentityStart
-from .options import choice, whole
+from attn_surgery.attention.gate import CONV, INITS, IdentityStart
+from attn_surgery.attention.options import choice, whole
+from attn_surgery.errors import SurgeryError, nearest
 
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)

@@ -1,8 +1,8 @@
 """Squeeze-and-excitation."""
 
-from .gate import POOLS, ChannelGate
-from .options import choice
-from .registry import register
+from attn_surgery.attention.gate import POOLS, ChannelGate
+from attn_surgery.attention.options import choice
+from attn_surgery.attention.registry import register
 
 
 @register("se")

@@ -1,0 +1,85 @@
+"""What the bytecode of a function does that a trace of it would not show."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from dataclasses import dataclass
+
+_CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
+
+
+@dataclass(frozen=True)
+class Code:
+    """What one function's bytecode does, its nested functions' included."""
+
+    attributes: frozenset[str]
+    names: frozenset[str]
+    obstacles: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def read(code: types.CodeType) -> Code:
+    """Read the bytecode of a function, its nested functions' included."""
+    attributes: set[str] = set()
+    names: set[str] = set()
+    obstacles: list[str] = []
+    steps = list(dis.get_instructions(code))
+    for i, step in enumerate(steps):
+        kind = step.opname
+        if "ATTR" in kind or kind == "LOAD_METHOD":
+            attributes.add(str(step.argval))
+        if kind in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"):
+            obstacles.append(f"writes {step.argval!r}")
+        if kind in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+            names.add(str(step.argval))
+        if any(word in kind for word in _CONTEXT_STEPS):
+            obstacles.append("enters a context or catches an error")
+        if _tests_identity(step) and any(_is_local(each) for each in steps[max(0, i - 2) : i]):
+            obstacles.append("tests what one of its values is")
+    for nested in code.co_consts:
+        if isinstance(nested, types.CodeType):
+            inner = read(nested)
+            attributes |= inner.attributes
+            names |= inner.names
+            obstacles += inner.obstacles
+    return Code(frozenset(attributes), frozenset(names), tuple(dict.fromkeys(obstacles)))
+
+
+def _tests_identity(step: dis.Instruction) -> bool:
+    return step.opname == "IS_OP" or step.opname.endswith(("_NONE", "_NOT_NONE"))
+
+
+def _is_local(step: dis.Instruction) -> bool:
+    return step.opname.startswith("LOAD_FAST") and step.argval != "self"
+
+
+def adds(function: types.FunctionType) -> bool:
+    """Tell whether the function, or one inside it, spells an addition anywhere."""
+    return _adds(function.__code__)
+
+
+@functools.lru_cache(maxsize=4096)
+def _adds(code: types.CodeType) -> bool:
+    return any(_is_addition(step) for step in dis.get_instructions(code)) or any(
+        _adds(nested) for nested in code.co_consts if isinstance(nested, types.CodeType)
+    )
+
+
+def _is_addition(step: dis.Instruction) -> bool:
+    if step.opname == "BINARY_OP":
+        return step.argrepr in ("+", "+=")
+    return step.opname in ("BINARY_ADD", "INPLACE_ADD") or step.argval in ("add", "add_")
+
+
+def is_asserted(frame: types.FrameType) -> bool:
+    """Tell whether the truth asked for in ``frame`` is that of an ``assert``."""
+    steps = steps_from(frame.f_code, frame.f_lasti)
+    return any("ASSERTION_ERROR" in f"{step.opname} {step.argrepr}".upper() for step in steps)
+
+
+@functools.lru_cache(maxsize=4096)
+def steps_from(code: types.CodeType, offset: int) -> list[dis.Instruction]:
+    """Return the instruction at ``offset`` and the two that follow."""
+    return [step for step in dis.get_instructions(code) if step.offset >= offset][:3]

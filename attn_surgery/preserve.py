@@ -1,0 +1,94 @@
+"""Keeping the host as it is while its forwards are run: attributes, modes, random states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Attributes:
+    """The attributes of one module, its lists, dicts and sets included, to be put back."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.values = dict(vars(module))
+        self.contents = {
+            name: value.copy()
+            for name, value in self.values.items()
+            if isinstance(value, (list, dict, set))
+        }
+
+    def restore(self) -> bool:
+        """Put everything back; return whether anything had been written."""
+        now = vars(self.module)
+        wrote = not _same_items(now, self.values)
+        if wrote:
+            now.clear()
+            now.update(self.values)
+        for name, content in self.contents.items():
+            value = self.values[name]
+            if not _same_items(value, content):
+                wrote = True
+                value.clear()
+                value.extend(content) if isinstance(value, list) else value.update(content)
+        return wrote
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(name in b and value is b[name] for name, value in a.items())
+    if isinstance(a, set):
+        return a == b
+    return all(x is y for x, y in zip(a, b, strict=True))
+
+
+@contextmanager
+def in_mode(modules: list[nn.Module], training: bool) -> Iterator[None]:
+    """Let every module see ``self.training`` as ``training``; afterwards each its own again."""
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            vars(module)["training"] = training
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            vars(module)["training"] = mode
+
+
+@contextmanager
+def undisturbed_randomness() -> Iterator[None]:
+    """Put the random states of torch and Python back afterwards."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(state)
+
+
+def likeness(module: nn.Module) -> object:
+    """Return what decides the way through ``module.forward``: equal for modules built alike."""
+    own = [
+        (name, repr(value) if isinstance(value, _PLAIN) else id(value))
+        for name, value in vars(module).items()
+        if name not in _MODULE_STATE
+    ]
+    tensors = [
+        (name, tensor is None)
+        for named in (module._parameters, module._buffers)
+        for name, tensor in named.items()
+    ]
+    children = [name for name, child in module._modules.items() if child is None]
+    below = [(path, type(each)) for path, each in module.named_modules(remove_duplicate=False)]
+    return tuple(own), tuple(tensors), tuple(children), tuple(below)
+
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+_MODULE_STATE = frozenset(vars(nn.Module()))

@@ -1,0 +1,88 @@
+"""What a trace is: a graph, and the calls in which its nodes were made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module within a trace; the root's own call has no parent."""
+
+    module: nn.Module
+    path: str
+    parent: Call | None = None
+    start: int = 0
+    """Index of the first node made in the call: what is older came from outside."""
+    node: fx.Node | None = None
+    """What the call returned, where that is a single traced value."""
+
+    def lineage(self) -> Iterator[Call]:
+        """Yield this call, the call that made it, and so on up to the root's."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass(eq=False)
+class Trace:
+    """One way through ``root.module``'s forward, and what was met on it."""
+
+    root: Call
+    graph: fx.Graph
+    calls: list[Call]
+    """Every call that was followed inside, the root's included, in the order of their returns."""
+    opaque: list[str] = field(default_factory=list)
+    """Why a call that was to be followed inside could not be."""
+    branched: list[nn.Module] = field(default_factory=list)
+    """The modules whose forward asked for the truth of a traced value."""
+    wrote: bool = False
+    """Whether forward wrote on a module."""
+    constants: bool = False
+    """Whether a tensor that forward made without looking at its input is baked in."""
+
+    def __post_init__(self) -> None:
+        self._modules = dict(self.root.module.named_modules(remove_duplicate=False))
+
+    def module_at(self, path: str) -> nn.Module:
+        """Return the module at ``path`` below the root."""
+        return self._modules[path]
+
+    def called_module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that ``node`` calls, or None where it calls none."""
+        path = called_path(node)
+        return None if path is None else self._modules[path]
+
+    def attribute(self, node: fx.Node) -> Any:
+        """Return the value that the ``get_attr`` node ``node`` reads."""
+        path, _, name = str(node.target).rpartition(".")
+        return getattr(self._modules[path], name)
+
+
+def called_path(node: fx.Node) -> str | None:
+    """Return the path of the module that ``node`` calls, through ``forward`` or not."""
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op == "call_method" and node.target == "forward" and isinstance(node.args[0], fx.Node):
+        return str(node.args[0].target)
+    return None
+
+
+def owner(node: fx.Node) -> Call:
+    """Return the call in whose own ``forward`` the node was made."""
+    return node.meta["call"]
+
+
+def index(node: fx.Node) -> int:
+    """Return the node's place in the order of creation."""
+    return node.meta["index"]
+
+
+def baked_constant() -> Tensor:
+    """Stand in a graph for a tensor that was made during the trace; never run."""
+    raise NotImplementedError

@@ -1,0 +1,81 @@
+"""The package's layers: each module imports only from those before it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import attn_surgery
+
+ROOT = Path(attn_surgery.__file__).parent
+
+LAYERS = [
+    "errors",
+    "attention.options",
+    "attention.gate",
+    "attention.registry",
+    "attention.se",
+    "attention.cbam",
+    "attention",
+    "traces",
+    "preserve",
+    "bytecode",
+    "tracing",
+    "operations",
+    "flow",
+    "residual",
+    "fidelity",
+    "finder",
+    "rewrite",
+    "operated",
+    "sites",
+    "checks",
+    "planning",
+    "surgery",
+    "models",
+    "counting",
+    "reporting",
+    "cli",
+    "",
+    "__main__",
+]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = {name_of(path): path for path in ROOT.rglob("*.py")}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"relative: {path.name}"
+            continue
+        found |= {name for name in names if name.partition(".")[0] == "attn_surgery"}
+    return {name.removeprefix("attn_surgery").lstrip(".") for name in found}
+
+
+def test_every_file_has_its_place():
+    assert sorted(FILES) == sorted(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_file_imports_only_from_those_before_it(name):
+    before = LAYERS[: LAYERS.index(name)]
+    assert imports_of(FILES[name]) <= set(before)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_files_are_small(name):
+    assert len(FILES[name].read_text().splitlines()) <= 350
