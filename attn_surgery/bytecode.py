@@ -1,12 +1,16 @@
-"""What the bytecode of a function does that a trace of it would not show."""
+"""What a function declares and does, as far as a trace of it would not show."""
 
 from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+_BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
 _CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
 
 
@@ -36,8 +40,12 @@ def read(code: types.CodeType) -> Code:
             names.add(str(step.argval))
         if any(word in kind for word in _CONTEXT_STEPS):
             obstacles.append("enters a context or catches an error")
+        if step.opname in _BUILDS_NAMES and "getattr" in code.co_names:
+            obstacles.append("reads attributes by computed names")
         if _tests_identity(step) and any(_is_local(each) for each in steps[max(0, i - 2) : i]):
             obstacles.append("tests what one of its values is")
+    if "getattr" in code.co_names:
+        attributes |= {const for const in code.co_consts if isinstance(const, str)}
     for nested in code.co_consts:
         if isinstance(nested, types.CodeType):
             inner = read(nested)
@@ -83,3 +91,11 @@ def is_asserted(frame: types.FrameType) -> bool:
 def steps_from(code: types.CodeType, offset: int) -> list[dis.Instruction]:
     """Return the instruction at ``offset`` and the two that follow."""
     return [step for step in dis.get_instructions(code) if step.offset >= offset][:3]
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of ``function``, annotations evaluated where they can be."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except Exception:
+        return inspect.signature(function)

@@ -25,7 +25,7 @@ from attn_surgery.bytecode import Code, adds, read
 
 _PURE_BUILTINS = frozenset(
     "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "
-    "reversed round set slice sorted str sum super tuple zip".split()
+    "reversed round set slice sorted str sum super tuple zip Ellipsis getattr".split()
 )
 _PURE_HOMES = frozenset(
     "torch math operator _operator functools _functools itertools typing collections einops".split()
@@ -116,8 +116,14 @@ def _resolve_names(
         obstacle = _value_obstacle(name, value)
         if obstacle:
             found.obstacles.append(obstacle)
-        elif not _is_at_home(value):
+        elif not _is_at_home(value) and not _is_kept_whole(function, name):
             yield from _functions(value)
+
+
+def _is_kept_whole(function: types.FunctionType, name: str) -> bool:
+    """Tell whether ``torch.fx.wrap`` was told to keep the global as one step of a trace."""
+    kept = getattr(torch.fx._symbolic_trace, "_wrapped_fns_to_patch", {})
+    return (id(function.__globals__), name) in kept
 
 
 def _scope(function: types.FunctionType) -> dict[str, Any]:
@@ -151,7 +157,11 @@ def _value_obstacle(name: str, value: Any) -> str:
 
 
 def _is_at_home(value: Any) -> bool:
-    return (getattr(value, "__module__", None) or "").partition(".")[0] in _PURE_HOMES
+    """Tell whether ``value`` belongs to torch or to the pure part of the standard library."""
+    home = getattr(value, "__module__", None)
+    if home is None:  # torch.add and its like are methods of a class that has a module
+        home = getattr(getattr(value, "__self__", None), "__module__", None)
+    return (home or "").partition(".")[0] in _PURE_HOMES
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:
@@ -165,8 +175,10 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
         yield from _functions(value.fget)
     elif isinstance(value, (staticmethod, classmethod)):
         yield from _functions(value.__func__)
-    elif not isinstance(value, (type, nn.Module)) and callable(value):
-        yield from _functions(type(value).__call__)
+    elif not isinstance(value, (type, nn.Module)):
+        called = getattr(type(value), "__call__", None)  # noqa: B004
+        if isinstance(called, types.FunctionType):
+            yield called
 
 
 def _resolve_attributes(
@@ -181,16 +193,24 @@ def _resolve_attributes(
         if name in own:
             yield from _judge_attribute(f"self.{name}", own[name], found)
             continue
-        for child in children if name != "forward" else ():
+        if name == "forward" or any(name in held for held in _held(block)):
+            continue
+        for child in children:
             yield from _methods(child, name)
             if name in vars(child) and not isinstance(child, _ConvNd):
                 found.obstacles.append(f"reads {name!r} of a child")
+
+
+def _held(block: nn.Module) -> tuple[dict[str, Any], ...]:
+    return block._modules, block._parameters, block._buffers
 
 
 def _judge_attribute(name: str, value: Any, found: Fidelity) -> Iterator[types.FunctionType]:
     if _is_plain(value) or isinstance(value, (Tensor, nn.Module)):
         return
     functions = list(_functions(value)) if callable(value) else []
+    while isinstance(value, functools.partial):
+        value = value.func
     if not functions and not _is_at_home(value):
         found.obstacles.append(f"reads {name}, a {type(value).__name__}")
     yield from (each for each in functions if not _is_at_home(each))
@@ -208,7 +228,9 @@ def _methods(module: nn.Module, name: str) -> Iterator[types.FunctionType]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(_is_plain(each) for each in value)
-    return isinstance(value, _PLAIN)
+    if isinstance(value, slice):
+        return all(_is_plain(each) for each in (value.start, value.stop, value.step))
+    return value is Ellipsis or isinstance(value, _PLAIN)
 
 
 def spells_addition(module: nn.Module) -> bool:

@@ -57,6 +57,12 @@ class Survey:
     """Path of each module whose forward could not be followed -> why."""
 
 
+ELSEWHERE = "?"
+"""Stands for the path of a module that a block uses but does not hold."""
+
+_SHAPING = {Kind.UPSAMPLE, Kind.VIEW, Kind.ACTIVATION, Kind.IDENTITY, Kind.MUL, Kind.ADD}
+
+
 def survey(model: nn.Module) -> Survey:
     """Find the residual additions of ``model``, in forward order.
 
@@ -118,7 +124,7 @@ def _findings(traced: Trace, paths: dict[nn.Module, str]) -> Iterator[Finding]:
         existing = None
         if not residual.refusal:
             inner = [other for other in others if _encloses(flow, residual, other)]
-            existing = _existing(flow, residual, call, inner)
+            existing = _existing(flow, residual, call, inner, paths)
         yield Finding(call.module, paths[call.module], spot, residual, existing)
 
 
@@ -167,7 +173,7 @@ def _passes(flow: Flow, node: fx.Node, end: fx.Node) -> bool:
 
 
 def _path_below(block: Call, module: nn.Module) -> str:
-    return next((path for path, each in block.module.named_modules() if each is module), "?")
+    return next((path for path, each in block.module.named_modules() if each is module), ELSEWHERE)
 
 
 def _earlier_steps(flow: Flow, end: fx.Node) -> int:
@@ -201,25 +207,35 @@ def _encloses(flow: Flow, outer: Residual, inner: Residual) -> bool:
     )
 
 
-def _existing(flow: Flow, residual: Residual, block: Call, inner: list[Residual]) -> str | None:
-    """Return the path, inside the block, of an attention that F already holds."""
+def _existing(
+    flow: Flow,
+    residual: Residual,
+    block: Call,
+    inner: list[Residual],
+    paths: dict[nn.Module, str],
+) -> str | None:
+    """Return the path of an attention that F already holds.
+
+    It is the path inside the block, or, where F begins outside of it, the path in the host.
+    """
     for product, source, gate in gated_products(flow, residual):
         if any(
             flow.depends(other.branch, product) and flow.depends(product, other.fork)
             for other in inner
         ):
             continue
-        call = attention_call(product, source)
-        if call in _below(owner(product), block):
-            return _path_below(block, call.module)
-        return _gate_name(flow, gate, block)
+        call = attention_call(product, source, block)
+        holder = _gate_module(flow, gate, block) if call is block else call.module
+        if holder is None:
+            return function_name(gate)
+        path = _path_below(block, holder)
+        return paths[holder] if path == ELSEWHERE else path
     return None
 
 
-def _gate_name(flow: Flow, gate: fx.Node, block: Call) -> str:
-    """Return the child of the block that computes the gate, else the function that does."""
+def _gate_module(flow: Flow, gate: fx.Node, block: Call) -> nn.Module | None:
+    """Return the child of the block that computes the gate, or None where its functions do."""
+    while owner(gate) is block and flow.kind(gate) in _SHAPING and len(flow.inputs[gate]) == 1:
+        (gate,) = flow.inputs[gate]
     inside = _below(owner(gate), block)
-    if inside:
-        return _path_below(block, inside[-1].module)
-    module = flow.trace.called_module(gate)
-    return function_name(gate) if module is None else _path_below(block, module)
+    return inside[-1].module if inside else flow.trace.called_module(gate)

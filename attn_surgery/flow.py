@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from attn_surgery.operations import Kind, Operation, argument, function_name, operation
-from attn_surgery.traces import Trace, index
+from attn_surgery.traces import Trace, index, owner
 
 MAPS = "maps"
 """``(N, C, *spatial)``: channels at dim 1."""
@@ -154,7 +154,7 @@ class Flow:
             mean = argument(node, 1, "running_mean")
             if isinstance(mean, fx.Node) and mean.op == "get_attr":
                 channels = len(self.trace.attribute(mean))
-                return Form(MAPS, channels, form.spatial_dims)
+                return Form(MAPS, channels, form.spatial_dims or _norm_dims(owner(node).module))
         if isinstance(module, _NormBase):
             return Form(
                 MAPS, module.num_features or form.channels, _norm_dims(module) or form.spatial_dims

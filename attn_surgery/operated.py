@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import nn
 
+from attn_surgery.bytecode import signature
 from attn_surgery.errors import SurgeryError
 from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, compiled, rewritten
-from attn_surgery.tracing import signature
 
 HOST_FORWARD = "_host_forward"
 

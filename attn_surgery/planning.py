@@ -15,7 +15,7 @@ from attn_surgery.attention import build, check_options, get_builder
 from attn_surgery.checks import check_host
 from attn_surgery.errors import SurgeryError, nearest
 from attn_surgery.fidelity import spells_addition
-from attn_surgery.finder import Finding, Survey, survey
+from attn_surgery.finder import ELSEWHERE, Finding, Survey, survey
 from attn_surgery.operated import as_host, surgery_of
 from attn_surgery.preserve import likeness, undisturbed_randomness
 from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, rewritten
@@ -186,7 +186,7 @@ def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str
     source = finding.spot.source
     if source is None:
         return f"{finding.spot.name!r} is no child"
-    if source == "?":
+    if source == ELSEWHERE:
         return "the child is held outside the block"
     if not finding.spot.is_only_call:
         return f"{source!r} is called more than once"

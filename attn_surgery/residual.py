@@ -136,7 +136,7 @@ def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
         return inputs[0]
     if kind in (Kind.MUL, Kind.DIV) and not _normalises(node):
         return inputs[0]
-    is_bare_bias = kind is Kind.ADD and owner(node) is adder and owner(inputs[0]) is adder
+    is_bare_bias = kind is Kind.ADD and owner(node) is owner(inputs[0]) in adder.lineage()
     if is_bare_bias and flow.kind(inputs[0]) is Kind.MUL and not _normalises(inputs[0]):
         return _unscaled(flow, inputs[0], adder)
     return None
@@ -291,11 +291,14 @@ def _is_gate(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
     return not kinds.isdisjoint(_LOOKS_AROUND) and not kinds.isdisjoint(_GATES)
 
 
-def attention_call(product: fx.Node, source: fx.Node) -> Call:
-    """Return the outermost call that receives the map ``source`` and makes the product of it."""
+def attention_call(product: fx.Node, source: fx.Node, block: Call) -> Call:
+    """Return the outermost call, up to the block's, that receives ``source`` and makes the product.
+
+    Where the product is made in the block's own forward, that is the block's call.
+    """
     found = owner(product)
     for call in found.lineage():
-        if call.parent is None or index(source) >= call.start:
+        if found is block or call is block or index(source) >= call.start:
             break
         found = call
     return found

@@ -73,7 +73,7 @@ def _faithful_trace(module: nn.Module, training: bool) -> Trace:
         raise UnfaithfulError(f"forward cannot be traced: {failure}")
     found = traces[0]
     if found.branched:
-        raise UnfaithfulError("branches on its input")
+        raise UnfaithfulError("asks its input for a truth or a number")
     if found.wrote:
         raise UnfaithfulError("writes on the module")
     if found.constants:

@@ -40,7 +40,7 @@ class Trace:
     opaque: list[str] = field(default_factory=list)
     """Why a call that was to be followed inside could not be."""
     branched: list[nn.Module] = field(default_factory=list)
-    """The modules whose forward asked for the truth of a traced value."""
+    """The modules whose forward asked a traced value for its truth, or for a number."""
     wrote: bool = False
     """Whether forward wrote on a module."""
     constants: bool = False

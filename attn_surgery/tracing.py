@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from attn_surgery.bytecode import is_asserted, steps_from
+from attn_surgery.bytecode import is_asserted, signature, steps_from
 from attn_surgery.preserve import Attributes, in_mode
 from attn_surgery.traces import Call, Trace, baked_constant
 
@@ -44,9 +44,27 @@ def is_primitive(module: nn.Module) -> bool:
 
 
 class _Value(fx.Proxy):
-    """A traced value that unpacks quickly: fx reads the caller's bytecode anew every time."""
+    """A traced value that gives a number where Python insists on one.
+
+    Any number does: what follows is only looked at, never run, and the guess is on record.
+    """
+
+    def __int__(self) -> int:
+        return self._guess(8)
+
+    def __float__(self) -> float:
+        return float(self._guess(8))
+
+    def __len__(self) -> int:
+        return self._guess(4)
+
+    def _guess(self, number: int) -> int:
+        tracer: Any = self.tracer
+        tracer.branched.append(tracer.stack[-1].module)
+        return number
 
     def __iter__(self) -> Iterator[Any]:
+        # as in fx, which reads the caller's bytecode anew every time
         frame = sys._getframe(1)
         step = steps_from(frame.f_code, frame.f_lasti)[0]
         if step.opname == "UNPACK_SEQUENCE":
@@ -93,7 +111,10 @@ class _Tracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         bound = self.root_call.module.forward
-        parameters = signature(bound).parameters.values()
+        parameters = list(signature(bound).parameters.values())
+        if parameters and all(each.default is not each.empty for each in parameters):
+            # something has to go in: models whose every argument is optional still take a tensor
+            parameters[0] = parameters[0].replace(default=inspect.Parameter.empty)
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for parameter in parameters:
@@ -192,7 +213,9 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         if self.inline and kind == "call_function" and _is_users_function(target):
             # torch.fx.wrap keeps a function whole; the analysis has to see inside
-            return target(*args, **kwargs)
+            result = target(*args, **kwargs)
+            if isinstance(result, fx.Proxy):
+                return result
         return super().create_proxy(kind, target, args, kwargs, *more, **options)
 
     def create_arg(self, a: Any) -> Any:
@@ -320,14 +343,6 @@ def _watching(tracer: _Tracer) -> Iterator[None]:
             vars(child).pop("forward", None)
         for child, forward in patched.items():
             vars(child)["forward"] = forward
-
-
-def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of ``function``, annotations evaluated where they can be."""
-    try:
-        return inspect.signature(function, eval_str=True)
-    except Exception:
-        return inspect.signature(function)
 
 
 def _known_type(annotation: Any) -> Any:

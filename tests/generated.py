@@ -441,7 +441,7 @@ class SqueezedInline(Inverted):
         super().make_branch(shape)
         self.down = conv(shape, 1, inward=2 * shape.inward, outward=2)
         self.up = conv(shape, 1, inward=2, outward=2 * shape.inward)
-        self.over = list(range(2, 2 + shape.dims))
+        self.over = tuple(range(2, 2 + shape.dims))
 
     def gates(self, f: Any) -> Any:
         return f * torch.sigmoid(self.up(F.relu(self.down(f.mean(self.over, keepdim=True)))))
@@ -1023,6 +1023,10 @@ DROPS: dict[str, type[Residual]] = {
 }
 
 
+UNFAITHFUL_DROPS = ("random drop path function", "stochastic depth function")
+"""Drops that no graph stands for."""
+
+
 # Additions: each class holds one spelling
 
 
@@ -1160,15 +1164,15 @@ class FloatingReLU(Floating):
 
 class LambdaAttribute(Residual):
     def make_addition(self, shape: Shape) -> None:
-        self.merge: Callable[[Any, Any], Any] = lambda a, b: a + b
+        self.joined: Callable[[Any, Any], Any] = lambda a, b: a + b
 
     def forward(self, x: Any) -> Any:
-        return self.out(self.merge(self.end(x), self.shortcut(x)))
+        return self.out(self.joined(self.end(x), self.shortcut(x)))
 
 
 class PartialAttribute(LambdaAttribute):
     def make_addition(self, shape: Shape) -> None:
-        self.merge = functools.partial(torch.add, alpha=1.0)
+        self.joined = functools.partial(torch.add, alpha=1.0)
 
 
 class HelperMethod(Residual):
@@ -1772,7 +1776,7 @@ class CBAM(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(conv(shape, 1), nn.ReLU(), conv(shape, 1))
         self.conv = conv(shape, inward=2, outward=1)
-        self.over = list(range(2, 2 + shape.dims))
+        self.over = tuple(range(2, 2 + shape.dims))
 
     def forward(self, x: Any) -> Any:
         mean, most = x.mean(self.over, keepdim=True), x.amax(self.over, keepdim=True)
@@ -1807,7 +1811,7 @@ class SelectiveKernel(nn.Module):
         self.a = nn.Sequential(conv(shape), norm(shape), nn.ReLU())
         self.b = nn.Sequential(conv(shape, 5), norm(shape), nn.ReLU())
         self.fc = conv(shape, 1)
-        self.over = list(range(2, 2 + shape.dims))
+        self.over = tuple(range(2, 2 + shape.dims))
 
     def forward(self, x: Any) -> Any:
         a, b = self.a(x), self.b(x)
@@ -2090,7 +2094,7 @@ class Recipe:
         return (x, torch.ones(())) if self.host == "two inputs" else (x,)
 
     def modes(self) -> tuple[bool, ...]:
-        """Return the modes that make sense: a ``GraphModule`` knows only the one it was traced in."""
+        """Return the modes to run in: a ``GraphModule`` knows only the one it was traced in."""
         return (False,) if self.host == "fx" else (False, True)
 
     def source(self) -> nn.Module:
@@ -2130,7 +2134,7 @@ def blocks(shape: Shape, *, traceable: bool = False) -> st.SearchStrategy[BlockS
         additions = [name for name in ADDITIONS if name not in UNFAITHFUL]
         addition = draw(st.sampled_from(additions if traceable else list(ADDITIONS)))
         drop = draw(st.sampled_from(list(DROPS)))
-        needs_child = addition in UNFAITHFUL or drop == "random drop path function"
+        needs_child = addition in UNFAITHFUL or drop in UNFAITHFUL_DROPS
         patched = "" if needs_child else draw(st.sampled_from(["", "", "", "method", "closure"]))
         return BlockSpec(
             full,
