@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.bytecode import Code, adds, read
@@ -122,7 +123,7 @@ def _resolve_names(
 
 def _is_kept_whole(function: types.FunctionType, name: str) -> bool:
     """Tell whether ``torch.fx.wrap`` was told to keep the global as one step of a trace."""
-    kept = getattr(torch.fx._symbolic_trace, "_wrapped_fns_to_patch", {})
+    kept = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
     return (id(function.__globals__), name) in kept
 
 

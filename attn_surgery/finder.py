@@ -13,9 +13,10 @@ from attn_surgery.fidelity import spells_addition
 from attn_surgery.flow import Flow
 from attn_surgery.operations import Kind, function_name
 from attn_surgery.preserve import likeness
+from attn_surgery.proxies import is_primitive
 from attn_surgery.residual import Residual, attention_call, gated_products, is_mixing, residuals
 from attn_surgery.traces import Call, Trace, called_path, index, owner
-from attn_surgery.tracing import is_primitive, trace
+from attn_surgery.tracing import trace
 
 
 @dataclass(frozen=True)

@@ -18,72 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
-from attn_surgery.bytecode import is_asserted, signature, steps_from
+from attn_surgery.bytecode import is_asserted, signature
 from attn_surgery.preserve import Attributes, in_mode
+from attn_surgery.proxies import Value, Watched, is_primitive
 from attn_surgery.traces import Call, Trace, baked_constant
 
 MAX_PATHS = 8
 """How many ways through the branches of one ``forward`` are explored."""
-
-
-def is_primitive(module: nn.Module) -> bool:
-    """Tell whether torch itself defines what ``module`` computes.
-
-    A convolution that only prepares its weight or its padding is still a convolution.
-    """
-    forward = vars(module).get("forward")
-    if forward is not None and not (isinstance(forward, _Watched) and not forward.patched):
-        return False
-    defined_in = getattr(type(module).forward, "__module__", None) or ""
-    if isinstance(module, _ConvNd):
-        return not defined_in.startswith("attn_surgery")
-    is_torchs = defined_in.startswith(("torch.nn.", "torch.ao."))
-    return is_torchs and not defined_in.endswith(".container")
-
-
-class _Value(fx.Proxy):
-    """A traced value that gives a number where Python insists on one.
-
-    Any number does: what follows is only looked at, never run, and the guess is on record.
-    """
-
-    def __int__(self) -> int:
-        return self._guess(8)
-
-    def __float__(self) -> float:
-        return float(self._guess(8))
-
-    def __len__(self) -> int:
-        return self._guess(4)
-
-    def _guess(self, number: int) -> int:
-        tracer: Any = self.tracer
-        tracer.branched.append(tracer.stack[-1].module)
-        return number
-
-    def __iter__(self) -> Iterator[Any]:
-        # as in fx, which reads the caller's bytecode anew every time
-        frame = sys._getframe(1)
-        step = steps_from(frame.f_code, frame.f_lasti)[0]
-        if step.opname == "UNPACK_SEQUENCE":
-            elements: Any = self
-            return iter([elements[i] for i in range(step.argval)])
-        return self.tracer.iter(self)
-
-
-class _Watched:
-    """Takes the place of a module's ``forward``, so that calls which bypass hooks are seen."""
-
-    def __init__(self, tracer: _Tracer, module: nn.Module):
-        self.tracer = tracer
-        self.module = module
-        self.patched = "forward" in vars(module)
-        self.original = module.forward
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.direct_forward(self.module, args, kwargs)
 
 
 class _Tracer(fx.Tracer):
@@ -176,7 +118,7 @@ class _Tracer(fx.Tracer):
         module = call.module
         self.before.setdefault(module, Attributes(module))
         watched = vars(module).get("forward")
-        forward = watched.original if isinstance(watched, _Watched) else module.forward
+        forward = watched.original if isinstance(watched, Watched) else module.forward
         self.stack.append(call)
         try:
             # not __call__: the user's hooks must not see traced values
@@ -199,7 +141,7 @@ class _Tracer(fx.Tracer):
     # nodes
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
+        return Value(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -336,7 +278,7 @@ def _watching(tracer: _Tracer) -> Iterator[None]:
     patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
     try:
         for child in children:
-            vars(child)["forward"] = _Watched(tracer, child)
+            vars(child)["forward"] = Watched(tracer, child)
         yield
     finally:
         for child in children:

@@ -409,7 +409,7 @@ class Attributes(Block):
         super().__init__()
         self.use_res = True
         self.scale = 1.0
-        self.downsample: nn.Module | None = None
+        self.register_module("downsample", None)
         self.register_parameter("gamma", None)
         self.last: Callable[[Tensor], Tensor] = functools.partial(F.leaky_relu, negative_slope=0.1)
         self.first = lambda x: x * 1.5

@@ -22,6 +22,7 @@ LAYERS = [
     "traces",
     "preserve",
     "bytecode",
+    "proxies",
     "tracing",
     "operations",
     "flow",

@@ -1,0 +1,70 @@
+"""What a traced ``forward`` meets instead of tensors and of its children's ``forward``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from attn_surgery.bytecode import steps_from
+
+
+class Value(fx.Proxy):
+    """A traced value that gives a number where Python insists on one.
+
+    Any number does: what follows is only looked at, never run, and the guess is on record.
+    """
+
+    def __int__(self) -> int:
+        return self._guess(8)
+
+    def __float__(self) -> float:
+        return float(self._guess(8))
+
+    def __len__(self) -> int:
+        return self._guess(4)
+
+    def _guess(self, number: int) -> int:
+        tracer: Any = self.tracer
+        tracer.branched.append(tracer.stack[-1].module)
+        return number
+
+    def __iter__(self) -> Iterator[Any]:
+        # as in fx, which reads the caller's bytecode anew every time
+        frame = sys._getframe(1)
+        step = steps_from(frame.f_code, frame.f_lasti)[0]
+        if step.opname == "UNPACK_SEQUENCE":
+            elements: Any = self
+            return iter([elements[i] for i in range(step.argval)])
+        return self.tracer.iter(self)
+
+
+class Watched:
+    """Takes the place of a module's ``forward``, so that calls which bypass hooks are seen."""
+
+    def __init__(self, tracer: Any, module: nn.Module):
+        self.tracer = tracer
+        self.module = module
+        self.patched = "forward" in vars(module)
+        self.original = module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.direct_forward(self.module, args, kwargs)
+
+
+def is_primitive(module: nn.Module) -> bool:
+    """Tell whether torch itself defines what ``module`` computes.
+
+    A convolution that only prepares its weight or its padding is still a convolution.
+    """
+    forward = vars(module).get("forward")
+    if forward is not None and not (isinstance(forward, Watched) and not forward.patched):
+        return False
+    defined_in = getattr(type(module).forward, "__module__", None) or ""
+    if isinstance(module, _ConvNd):
+        return not defined_in.startswith("attn_surgery")
+    is_torchs = defined_in.startswith(("torch.nn.", "torch.ao."))
+    return is_torchs and not defined_in.endswith(".container")
