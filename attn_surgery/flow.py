@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from attn_surgery.operations import Kind, Operation, argument, function_name, operation
-from attn_surgery.traces import Trace, index, owner
+from attn_surgery.traces import Call, Trace, index, owner
 
 MAPS = "maps"
 """``(N, C, *spatial)``: channels at dim 1."""
@@ -89,6 +90,31 @@ class Flow:
     @cached_property
     def _position(self) -> dict[fx.Node, int]:
         return {node: place for place, node in enumerate(self.nodes)}
+
+    @cached_property
+    def steps_in(self) -> dict[Call, list[fx.Node]]:
+        """The nodes made in each call's own forward, in order."""
+        steps: dict[Call, list[fx.Node]] = {}
+        for node in self.nodes:
+            steps.setdefault(owner(node), []).append(node)
+        return steps
+
+    @cached_property
+    def calls_in(self) -> dict[Call, list[Call]]:
+        """The calls that each call's own forward makes and that were followed inside."""
+        calls: dict[Call, list[Call]] = {}
+        for call in self.trace.calls:
+            if call.parent is not None:
+                calls.setdefault(call.parent, []).append(call)
+        return calls
+
+    @cached_property
+    def call_counts(self) -> Counter[nn.Module]:
+        """How often each module is called in the trace."""
+        counts = Counter(call.module for call in self.trace.calls)
+        kept_whole = (self.trace.called_module(node) for node in self.nodes)
+        counts.update(module for module in kept_whole if module is not None)
+        return counts
 
     @cached_property
     def value_users(self) -> dict[fx.Node, list[fx.Node]]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from attn_surgery.bytecode import signature
 from attn_surgery.errors import SurgeryError
-from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, compiled, rewritten
+from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, compiled, original
 
 HOST_FORWARD = "_host_forward"
 
@@ -145,7 +145,7 @@ def renew(module: nn.Module, done: Surgery) -> None:
     if done.insertions:
         try:
             with as_host(module):
-                forward = rewritten(module, done.insertions)
+                forward = original(module).with_attention(done.insertions)
         except UnfaithfulError as error:
             raise SurgeryError(
                 f"the forward of this {done.base.__name__} cannot be rewritten as it is now: "

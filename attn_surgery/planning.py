@@ -15,10 +15,18 @@ from attn_surgery.attention import build, check_options, get_builder
 from attn_surgery.checks import check_host
 from attn_surgery.errors import SurgeryError, nearest
 from attn_surgery.fidelity import spells_addition
-from attn_surgery.finder import ELSEWHERE, Finding, Survey, survey
+from attn_surgery.finder import Finding, Survey, survey
 from attn_surgery.operated import as_host, surgery_of
+from attn_surgery.placing import ELSEWHERE
 from attn_surgery.preserve import likeness, undisturbed_randomness
-from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, rewritten
+from attn_surgery.rewrite import (
+    Insertion,
+    Original,
+    Rewritten,
+    UnfaithfulError,
+    find,
+    original,
+)
 from attn_surgery.sites import Plan, Site
 
 Builder: TypeAlias = Callable[..., nn.Module]
@@ -63,10 +71,29 @@ class Cut:
 
 
 class Forwards:
-    """Rewritten forwards; blocks that are built alike share one."""
+    """The forwards that are rewritten; blocks that are built alike share one."""
 
     def __init__(self) -> None:
-        self._known: dict[object, Rewritten | UnfaithfulError] = {}
+        self._originals: dict[object, Original | UnfaithfulError] = {}
+        self._rewritten: dict[object, Rewritten] = {}
+
+    def original(self, block: nn.Module) -> Original:
+        """Trace the forward of ``block``, or return the trace of a block like it.
+
+        Raises:
+            UnfaithfulError: Why the forward cannot be rewritten.
+        """
+        alike = likeness(block)
+        if alike not in self._originals:
+            try:
+                with as_host(block):
+                    self._originals[alike] = original(block)
+            except UnfaithfulError as error:
+                self._originals[alike] = error
+        known = self._originals[alike]
+        if isinstance(known, UnfaithfulError):
+            raise known
+        return known
 
     def rewritten(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
         """Rewrite the forward of ``block``, or return what a block like it got.
@@ -74,17 +101,21 @@ class Forwards:
         Raises:
             UnfaithfulError: Why the forward cannot be rewritten.
         """
-        key = (likeness(block), insertions)
-        if key not in self._known:
-            try:
-                with as_host(block):
-                    self._known[key] = rewritten(block, insertions)
-            except UnfaithfulError as error:
-                self._known[key] = error
-        known = self._known[key]
-        if isinstance(known, UnfaithfulError):
-            raise known
-        return known
+        key = likeness(block), insertions
+        if key not in self._rewritten:
+            self._rewritten[key] = self.original(block).with_attention(insertions)
+        return self._rewritten[key]
+
+    def value(self, block: nn.Module, insertion: Insertion) -> str:
+        """Return the name of the value that the insertion would receive.
+
+        Raises:
+            UnfaithfulError: Why the forward cannot be rewritten.
+        """
+        done = surgery_of(block)
+        if done is not None and done.insertions:
+            return self.rewritten(block, (*done.insertions, insertion)).after[-1]
+        return [find(graph, insertion).name for graph in self.original(block).graphs][0]
 
 
 @dataclass(frozen=True)
@@ -164,21 +195,17 @@ def _method(
 ) -> tuple[str, str, str]:
     """Return how the site can be cut, what the attention receives, and why it cannot be cut."""
     block, spot = finding.block, finding.spot
-    done = surgery_of(block)
-    insertions = (
-        *(done.insertions if done else ()),
-        Insertion(spot.name, spot.is_child, spot.occurrence, free_name(block)),
-    )
+    insertion = Insertion(spot.name, spot.is_child, spot.occurrence, free_name(block))
     try:
         if not spot.is_direct:
             raise UnfaithfulError(f"{spot.name!r} is inside a child")
-        forward = forwards.rewritten(block, insertions)
+        name = forwards.value(block, insertion)
     except UnfaithfulError as error:
         obstacle = _attach_obstacle(finding, owners)
         if not obstacle:
             return "attach", spot.name, ""
         return "", spot.name, f"cannot be rewritten ({error}) nor attached to ({obstacle})"
-    return "rewrite", spot.name if spot.is_child else forward.after[-1], ""
+    return "rewrite", spot.name if spot.is_child else name, ""
 
 
 def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str:

@@ -14,7 +14,7 @@ from torch import fx
 
 from attn_surgery.flow import LAST, MAPS, Flow, Form, slices_channels
 from attn_surgery.operations import Kind, function_name
-from attn_surgery.traces import Call, index, owner
+from attn_surgery.traces import Call, owner
 
 _LINEAR_STEPS = {
     Kind.CONV,
@@ -289,16 +289,3 @@ def _is_gate(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
     """Tell a gate from an activation (looks nowhere else) and from a norm (only statistics)."""
     kinds = {flow.kind(step) for step in flow.between(source, gate)}
     return not kinds.isdisjoint(_LOOKS_AROUND) and not kinds.isdisjoint(_GATES)
-
-
-def attention_call(product: fx.Node, source: fx.Node, block: Call) -> Call:
-    """Return the outermost call, up to the block's, that receives ``source`` and makes the product.
-
-    Where the product is made in the block's own forward, that is the block's call.
-    """
-    found = owner(product)
-    for call in found.lineage():
-        if found is block or call is block or index(source) >= call.start:
-            break
-        found = call
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import linecache
@@ -48,23 +49,36 @@ class Rewritten:
         return _methods(self.graphs)
 
 
-def rewritten(module: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
-    """Trace the module's own forward, untouched so far, and put the insertions into it.
+@dataclass(frozen=True)
+class Original:
+    """The graphs of one forward as the host wrote it."""
+
+    graphs: tuple[fx.Graph, ...]
+    watched: frozenset[str]
+
+    def with_attention(self, insertions: tuple[Insertion, ...]) -> Rewritten:
+        """Put the insertions, one after the other, into copies of the graphs.
+
+        Raises:
+            UnfaithfulError: One of the values is not there.
+        """
+        graphs = [copy.deepcopy(graph) for graph in self.graphs]
+        after = [[_insert(graph, insertion) for insertion in insertions] for graph in graphs]
+        return Rewritten(tuple(graphs), tuple(after[0]), self.watched)
+
+
+def original(module: nn.Module) -> Original:
+    """Trace the module's own forward, untouched so far.
 
     Raises:
-        UnfaithfulError: Why the forward cannot be rewritten.
+        UnfaithfulError: Why no trace behaves as the forward does.
     """
     found = inspect_forward(module)
     if found.obstacles:
         raise UnfaithfulError(describe(found.obstacles))
     modes = (False, True) if found.reads_mode else (False,)
-    traces = [_faithful_trace(module, training) for training in modes]
-    after = [[_insert(each.graph, insertion) for insertion in insertions] for each in traces]
-    return Rewritten(
-        graphs=tuple(each.graph for each in traces),
-        after=tuple(after[0]),
-        watched=frozenset(found.watched - {"training"}),
-    )
+    graphs = [_faithful_trace(module, training).graph for training in modes]
+    return Original(tuple(graphs), frozenset(found.watched - {"training"}))
 
 
 def _faithful_trace(module: nn.Module, training: bool) -> Trace:
@@ -81,11 +95,20 @@ def _faithful_trace(module: nn.Module, training: bool) -> Trace:
     return found
 
 
-def _insert(graph: fx.Graph, insertion: Insertion) -> str:
+def find(graph: fx.Graph, insertion: Insertion) -> fx.Node:
+    """Return the node whose value the insertion replaces.
+
+    Raises:
+        UnfaithfulError: There is none.
+    """
     matches = [node for node in graph.nodes if _makes(node, insertion)]
     if len(matches) <= insertion.occurrence:
         raise UnfaithfulError(f"{insertion.after!r} is not there in both modes")
-    node = matches[insertion.occurrence]
+    return matches[insertion.occurrence]
+
+
+def _insert(graph: fx.Graph, insertion: Insertion) -> str:
+    node = find(graph, insertion)
     users = list(node.users)
     with graph.inserting_after(node):
         attention = graph.call_module(insertion.attention, (node,))

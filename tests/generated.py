@@ -801,9 +801,7 @@ SHORTCUTS: dict[str, tuple[type[Residual], Callable[[Shape], bool]]] = {
     "strided": (Strided, lambda shape: shape.inward == shape.outward),
     "strided inline": (
         StridedInline,
-        lambda shape: (
-            shape.inward == shape.outward and shape.stride == 2 and shape.dims == 2
-        ),
+        lambda shape: shape.inward == shape.outward and shape.stride == 2 and shape.dims == 2,
     ),
     "padded": (PaddedChannels, _grows),
     "zeros": (CatZeros, _grows),
@@ -2117,11 +2115,21 @@ _CHANNELS = (4, 6, 8)
 
 
 def blocks(shape: Shape, *, traceable: bool = False) -> st.SearchStrategy[BlockSpec]:
-    """Draw a block of the given shape."""
+    """Draw a block of the given shape.
+
+    Args:
+        shape: The shape; norm and convolution are drawn.
+        traceable: Whether ``fx.symbolic_trace`` has to get through and keep all there is to know: it
+            folds a norm that is spelled out in buffers to plain constants.
+    """
 
     @st.composite
     def draw_block(draw: st.DrawFn) -> BlockSpec:
-        norms = NORMS_2D if shape.dims == 2 else NORMS
+        norms = [
+            each
+            for each in (NORMS_2D if shape.dims == 2 else NORMS)
+            if not traceable or each != "frozen"
+        ]
         full = Shape(
             shape.dims,
             shape.inward,
@@ -2135,10 +2143,13 @@ def blocks(shape: Shape, *, traceable: bool = False) -> st.SearchStrategy[BlockS
         addition = draw(st.sampled_from(additions if traceable else list(ADDITIONS)))
         drop = draw(st.sampled_from(list(DROPS)))
         needs_child = addition in UNFAITHFUL or drop in UNFAITHFUL_DROPS
+        branches = [*ENDS_IN_CHILD] if needs_child else [*BRANCHES]
+        if traceable:
+            branches.remove("forward called")
         patched = "" if needs_child else draw(st.sampled_from(["", "", "", "method", "closure"]))
         return BlockSpec(
             full,
-            branch=draw(st.sampled_from(list(ENDS_IN_CHILD if needs_child else BRANCHES))),
+            branch=draw(st.sampled_from(branches)),
             shortcut=draw(st.sampled_from(names)),
             scale=draw(st.sampled_from(list(SCALES))),
             drop=drop,
@@ -2176,9 +2187,7 @@ def _parts(draw: st.DrawFn, dims: int, channels: int, may_stride: bool, traceabl
         stride = draw(st.sampled_from([1, 2])) if may_stride else 1
         return draw(blocks(Shape(dims, channels, outward, stride), traceable=traceable))
     if kind == "nest":
-        kinds = [
-            name for name in NESTS if not traceable or name not in ("undecided", "ungrouped")
-        ]
+        kinds = [name for name in NESTS if not traceable or name not in ("undecided", "ungrouped")]
         inner = st.one_of(
             blocks(same, traceable=traceable),
             blocks(same, traceable=traceable),

@@ -493,3 +493,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+def graph_module_network() -> nn.Module:
+    return fx.symbolic_trace(Network(Block))

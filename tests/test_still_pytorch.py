@@ -7,12 +7,19 @@ Afterwards, copying, saving, compiling, exporting, scripting, hooks and dtypes.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
+import io
 import itertools
+import os
+import pickle
 import random
+import subprocess
+import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hosts
@@ -185,7 +192,9 @@ CASES = {
     "patched": Case(hosts.patched),
     "patched_with_flag": Case(hosts.patched_with_flag, calls=(call(), call(True))),
     "graph_module": Case(hosts.graph_module),
-    "basic_block": Case(hosts.basic_block, changes=(attribute("downsample", nn.AvgPool2d(3, 1, 1)),)),
+    "basic_block": Case(
+        hosts.basic_block, changes=(attribute("downsample", nn.AvgPool2d(3, 1, 1)),)
+    ),
     "quantizable_block": Case(hosts.quantizable_block),
     "inverted_residual": Case(
         hosts.inverted_residual, changes=(attribute("use_res_connect", False),)
@@ -339,3 +348,484 @@ def test_the_attention_acts_for_every_python_value(
         if has_reference:
             assert_same(see(reference, run, seed), seen)
     assert acted or case.make is hosts.Skippable
+
+
+# The rest is about whole models
+
+
+def network(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return functools.partial(hosts.Network, make)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "in_place": network(hosts.Block),
+    "functional": network(hosts.Functional),
+    "functional_end": network(hosts.FunctionalEnd),
+    "float_functional": network(hosts.Quantizable),
+    "twice": network(hosts.Twice),
+    "modes": network(hosts.Modes),
+    "super": network(hosts.Super),
+    "flag": network(hosts.Flag),
+    "keyword_only": network(hosts.KeywordOnly),
+    "variadic": network(hosts.Variadic),
+    "noise": network(hosts.Noise),
+    "counter": network(hosts.Counter),
+    "patched": network(hosts.patched),
+    "patched_with_flag": network(hosts.patched_with_flag),
+    "graph_module": network(hosts.graph_module),
+    "graph_module_root": hosts.graph_module_network,
+    "basic_block": network(hosts.basic_block),
+    "quantizable_block": network(hosts.quantizable_block),
+    "inverted_residual": network(hosts.inverted_residual),
+    "attributes": network(hosts.Attributes),
+}
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def host(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    settle(model)
+    return model
+
+
+@pytest.fixture
+def operated(name: str) -> nn.Module:
+    """The same host with attention that acts."""
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    settle(model)
+    attn_surgery.apply(model, "cbam")
+    move(attn_surgery.inserted(model))
+    return model
+
+
+def pictures(**options: Any) -> Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(**options)
+
+
+def run(model: Any, x: Tensor, training: bool | None) -> Tensor:
+    if training is not None:
+        model.train(training)
+    torch.manual_seed(4)
+    return model(x).detach()
+
+
+def outputs(model: Any) -> list[Tensor]:
+    """Run in evaluation, in training, and in evaluation with the statistics of that."""
+    return [run(model, pictures(), training) for training in (False, True, False)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+def keys_of_attentions(model: nn.Module) -> tuple[str, ...]:
+    return tuple(f"{path}." for path in attn_surgery.inserted(model))
+
+
+# Copies
+
+
+def by_pickle(model: nn.Module, protocol: int = pickle.HIGHEST_PROTOCOL) -> nn.Module:
+    return pickle.loads(pickle.dumps(model, protocol))
+
+
+def by_file(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": copy.deepcopy,
+    "deepcopy_of_deepcopy": lambda model: copy.deepcopy(copy.deepcopy(model)),
+    "pickle": by_pickle,
+    "pickle_2": functools.partial(by_pickle, protocol=2),
+    "file": by_file,
+    "pickle_of_deepcopy": lambda model: by_pickle(copy.deepcopy(model)),
+    "deepcopy_of_pickle": lambda model: copy.deepcopy(by_pickle(model)),
+}
+# pickle looks up a function by its name, which a lambda and a method patched in do not have
+NOT_PICKLED = {"attributes", "patched", "patched_with_flag"}
+
+
+@pytest.mark.parametrize("remake", COPIES)
+def test_copies(name: str, host: nn.Module, operated: nn.Module, remake: str) -> None:
+    if name in NOT_PICKLED and remake not in ("deepcopy", "deepcopy_of_deepcopy"):
+        with pytest.raises((pickle.PicklingError, AttributeError)):
+            COPIES[remake](host)
+        return
+    twin = COPIES[remake](operated)
+    assert list(twin.state_dict()) == list(operated.state_dict())
+    assert list(attn_surgery.inserted(twin)) == list(attn_surgery.inserted(operated))
+    assert [type(each).__name__ for each in twin.modules()] == [
+        type(each).__name__ for each in operated.modules()
+    ]
+    expected = outputs(operated)
+    assert same(outputs(twin), expected)
+
+    own = {id(each) for each in (*operated.parameters(), *operated.buffers(), *operated.modules())}
+    copied = {id(each) for each in (*twin.parameters(), *twin.buffers(), *twin.modules())}
+    assert not own & copied
+    move(attn_surgery.inserted(twin))
+    before = run(operated, pictures(), training=False)
+    assert not torch.equal(run(twin, pictures(), training=False), before)
+    attn_surgery.remove(twin)
+    assert torch.equal(run(operated, pictures(), training=False), before)
+    assert list(twin.state_dict()) == list(host.state_dict())
+    twin.load_state_dict(host.state_dict())
+    assert same(outputs(twin), outputs(host))
+
+
+def test_a_shallow_copy_runs(name: str, operated: nn.Module) -> None:
+    for path in attn_surgery.inserted(operated):
+        block = operated.get_submodule(path.rpartition(".")[0]).eval()
+        x = (pictures() if block is operated else torch.randn(2, hosts.WIDTH, 8, 8)).abs()
+        torch.manual_seed(0)
+        expected = block(x)
+        torch.manual_seed(0)
+        assert torch.equal(copy.copy(block)(x), expected)
+
+
+def test_a_copy_still_follows_its_attributes() -> None:
+    host, operated = twins(CASES["attributes"])
+    attn_surgery.apply(operated, "cbam")
+    twin = copy.deepcopy(operated)
+    for each in (host, twin):
+        each.scale = 0.3
+    assert torch.equal(twin(x := torch.randn(2, hosts.WIDTH, 8, 8)), host(x))
+    assert operated.scale == 1.0
+
+
+NEW_PROCESS = """
+import sys, torch
+models, x = torch.load(sys.argv[1], weights_only=False)
+results = {}
+for name, model in models.items():
+    results[name] = []
+    for training in (False, True, False):
+        torch.manual_seed(4)
+        results[name].append(model.train(training)(x).detach())
+torch.save(results, sys.argv[2])
+import attn_surgery
+for name, model in models.items():
+    assert attn_surgery.inserted(model), name
+    attn_surgery.remove(model)(x)
+"""
+
+
+def test_whole_models_load_in_a_new_process(tmp_path: Path) -> None:
+    models, expected = {}, {}
+    for name, make in MODELS.items():
+        if name not in NOT_PICKLED:
+            torch.manual_seed(0)
+            models[name] = attn_surgery.apply(make(), "cbam")
+            move(attn_surgery.inserted(models[name]))
+    torch.save((models, pictures()), tmp_path / "models.pt")
+    for name, model in models.items():
+        expected[name] = outputs(model)
+    command = [sys.executable, "-c", NEW_PROCESS, "models.pt", "results.pt"]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    results = torch.load(tmp_path / "results.pt")
+    assert [name for name in expected if not same(results[name], expected[name])] == []
+
+
+# State
+
+
+def test_state_round_trip_into_a_fresh_host(host: nn.Module, operated: nn.Module) -> None:
+    file = io.BytesIO()
+    torch.save(operated.state_dict(), file)
+    file.seek(0)
+    fresh = attn_surgery.apply(host, "cbam")
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert same(outputs(fresh), outputs(operated))
+
+
+def test_the_hosts_checkpoint_still_loads(host: nn.Module, operated: nn.Module) -> None:
+    missing, unexpected = operated.load_state_dict(host.state_dict(), strict=False)
+    assert unexpected == []
+    assert missing == [
+        key for key in operated.state_dict() if key.startswith(keys_of_attentions(operated))
+    ]
+    own = {key: value for key, value in operated.state_dict().items() if key not in missing}
+    host.load_state_dict(own)
+    assert list(own) == list(host.state_dict())
+
+
+def test_order_of_the_parameters(host: nn.Module, operated: nn.Module) -> None:
+    own = keys_of_attentions(operated)
+    for names in (named_parameters, named_buffers, named_modules):
+        kept = [each for each in names(operated) if not f"{each}.".startswith(own)]
+        assert kept == names(host)
+
+
+def named_parameters(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
+def named_buffers(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_buffers()]
+
+
+def named_modules(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_modules()]
+
+
+# Compiling, exporting, scripting, tracing. What the host cannot do itself is listed with each.
+
+
+def compiled(model: nn.Module, backend: str) -> Any:
+    torch.compiler.reset()
+    return torch.compile(model, fullgraph=True, backend=backend)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_compile(name: str, operated: nn.Module, training: bool) -> None:
+    expected = run(operated, pictures(), training)
+    assert torch.equal(run(compiled(operated, "eager"), pictures(), training), expected)
+
+
+def test_compile_with_gradients(name: str, host: nn.Module, operated: nn.Module) -> None:
+    operated.eval()
+    operated(pictures()).sum().backward()
+    expected = {name: each.grad for name, each in operated.named_parameters()}
+    operated.zero_grad()
+    compiled(operated, "aot_eager")(pictures()).sum().backward()
+    for name, each in operated.named_parameters():
+        torch.testing.assert_close(each.grad, expected[name], atol=1e-4, rtol=1e-4)
+
+
+def test_compiled_models_follow_the_mode() -> None:
+    torch.manual_seed(0)
+    operated = attn_surgery.apply(hosts.Network(hosts.Modes), "cbam")
+    move(attn_surgery.inserted(operated))
+    both = compiled(operated, "eager")
+    for training in (False, True, False):
+        expected = run(operated, pictures(), training)
+        assert torch.equal(run(both, pictures(), training), expected)
+
+
+NOT_EXPORTED: set[str] = set()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(name: str, host: nn.Module, operated: nn.Module, strict: bool) -> None:
+    if name in NOT_EXPORTED:
+        with pytest.raises(Exception, match="."):
+            torch.export.export(host.eval(), (pictures(),), strict=strict)
+        return
+    expected = run(operated, pictures(), training=False)
+    program = torch.export.export(operated, (pictures(),), strict=strict)
+    assert torch.equal(run(program.module(), pictures(), training=None), expected)
+
+
+# annotations that TorchScript lacks, lambdas, variadic arguments, calls of super()
+NOT_SCRIPTED: set[str] = set()
+legacy = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+@legacy
+def test_script(name: str, host: nn.Module, operated: nn.Module) -> None:
+    if name in NOT_SCRIPTED:
+        with pytest.raises(Exception, match="."):
+            torch.jit.script(host)
+        return
+    twin = copy.deepcopy(operated)
+    scripted = torch.jit.script(operated.train())
+    for training in (False, True, True, False):
+        assert torch.equal(run(scripted, pictures(), training), run(twin, pictures(), training))
+
+
+@legacy
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_trace(name: str, host: nn.Module, operated: nn.Module, training: bool) -> None:
+    twin = copy.deepcopy(operated)
+    traced = torch.jit.trace(operated.train(training), pictures(), check_trace=False)
+    operated.load_state_dict(twin.state_dict())
+    assert torch.equal(run(traced, pictures(), None), run(twin, pictures(), training))
+
+
+# Hooks
+
+
+def record(model: nn.Module, only: set[str]) -> list[tuple[str, str]]:
+    """Hook every module and run forward and backward; return what fired, in order."""
+    fired: list[tuple[str, str]] = []
+
+    def recorder(kind: str, path: str) -> Callable[..., None]:
+        return lambda *_: fired.append((kind, path))
+
+    for path, module in model.named_modules():
+        if path not in only:
+            continue
+        module.register_forward_pre_hook(recorder("pre", path))
+        module.register_forward_hook(recorder("forward", path))
+        module.register_full_backward_pre_hook(recorder("backward_pre", path))
+        module.register_full_backward_hook(recorder("backward", path))
+    torch.manual_seed(0)
+    model(pictures()).sum().backward()
+    return fired
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_hooks_fire_as_they_did(host: nn.Module, operated: nn.Module, training: bool) -> None:
+    paths = set(named_modules(host))
+    fired = record(operated.train(training), paths)
+    assert fired == record(host.train(training), paths)
+    assert {kind for kind, _ in fired} == {"pre", "forward", "backward_pre", "backward"}
+
+
+def test_hooks_that_were_there_before_stay(host: nn.Module) -> None:
+    seen: list[str] = []
+    for path, module in host.named_modules():
+        module.register_forward_hook(lambda *_, path=path: seen.append(path))
+    host.eval()(pictures())
+    expected, seen[:] = list(seen), []
+    attn_surgery.apply(host, "cbam")(pictures())
+    assert seen == expected
+    seen.clear()
+    attn_surgery.remove(host)(pictures())
+    assert seen == expected
+
+
+def test_a_hook_on_the_child_before_the_attention_sees_the_hosts_value() -> None:
+    """And what it returns is what the attention receives."""
+    torch.manual_seed(0)
+    operated = attn_surgery.apply(hosts.Block(), "se").eval()
+    move(attn_surgery.inserted(operated))
+    operated.bn2.register_forward_hook(lambda module, args, out: torch.zeros_like(out))
+    x = torch.randn(2, hosts.WIDTH, 8, 8)
+    assert torch.equal(operated(x), x.relu())
+
+
+# What a block is
+
+
+def test_blocks_stay_what_they_were(host: nn.Module, operated: nn.Module) -> None:
+    for path, module in host.named_modules():
+        now = operated.get_submodule(path)
+        assert isinstance(now, type(module)) or "GraphModule" in type(module).__name__
+        assert type(now).__name__ == type(module).__name__
+        assert type(now).__qualname__ == type(module).__qualname__
+        assert type(now).__module__ == type(module).__module__
+        assert type(now).__doc__ == type(module).__doc__
+        assert now.extra_repr() == module.extra_repr()
+        assert set(public(module)) <= set(public(now))
+        assert accepted(now) == accepted(module)
+
+
+def public(module: nn.Module) -> list[str]:
+    return [each for each in dir(module) if not each.startswith("_")]
+
+
+def accepted(module: nn.Module) -> list[tuple[str, Any, Any]]:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [(each.name, each.default, each.kind) for each in parameters]
+
+
+# Devices, dtypes, layouts, modes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("first", ["dtype", "surgery"])
+def test_dtypes(host: nn.Module, name: str, dtype: torch.dtype, first: str) -> None:
+    torch.manual_seed(0)
+    operated = MODELS[name]()
+    settle(operated)
+    if first == "dtype":
+        attn_surgery.apply(operated.to(dtype), "cbam")
+    else:
+        attn_surgery.apply(operated, "cbam").to(dtype)
+    host.to(dtype)
+    x = pictures(dtype=dtype)
+    for training in (False, True, False):
+        assert torch.equal(run(operated, x, training), run(host, x, training))
+    assert {each.dtype for each in operated.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("first", ["layout", "surgery"])
+def test_channels_last(host: nn.Module, name: str, first: str) -> None:
+    operated = copy.deepcopy(host)
+    if first == "layout":
+        attn_surgery.apply(operated.to(memory_format=torch.channels_last), "cbam")
+    else:
+        attn_surgery.apply(operated, "cbam").to(memory_format=torch.channels_last)
+    host.to(memory_format=torch.channels_last)
+    x = pictures(memory_format=torch.channels_last)
+    strides = []
+    for model in (host, operated):
+        end = model.get_submodule(body(model))
+        end.register_forward_hook(lambda module, args, out: strides.append(out.stride()))
+    for training in (False, True, False):
+        assert torch.equal(run(operated, x, training), run(host, x, training))
+    assert strides[::2] == strides[1::2]
+
+
+def body(model: nn.Module) -> str:
+    return "head" if "body" not in dict(model.named_modules()) else "body.0"
+
+
+def test_autocast(host: nn.Module) -> None:
+    operated = attn_surgery.apply(copy.deepcopy(host), "cbam")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(outputs(operated), outputs(host))
+
+
+def test_meta(operated: nn.Module) -> None:
+    operated.to("meta")
+    assert {each.device.type for each in operated.state_dict().values()} == {"meta"}
+    assert operated(pictures(device="meta")).shape == (2, 4)
+    state = {key: torch.ones(value.shape) for key, value in operated.state_dict().items()}
+    operated.to_empty(device="cpu").load_state_dict(state)
+    assert operated.eval()(pictures()).isfinite().all()
+
+
+def test_freezing(host: nn.Module) -> None:
+    host.requires_grad_(False)
+    operated = attn_surgery.apply(host, "cbam")
+    own = keys_of_attentions(operated)
+    for name, parameter in operated.named_parameters():
+        assert parameter.requires_grad == name.startswith(own)
+    operated.eval()(pictures()).sum().backward()
+    operated.requires_grad_(False)
+    assert not any(each.requires_grad for each in operated.parameters())
+
+
+def test_mode_of_the_attention_follows(operated: nn.Module) -> None:
+    for training in (True, False, True):
+        operated.train(training)
+        assert {each.training for each in operated.modules()} == {training}
+
+
+# Other machinery
+
+
+def test_functional_call(operated: nn.Module) -> None:
+    operated.eval()
+    halved = {name: each.detach() * 0.5 for name, each in operated.named_parameters()}
+    torch.manual_seed(4)
+    seen = torch.func.functional_call(operated, halved, (pictures(),))
+    operated.load_state_dict(halved, strict=False)
+    assert torch.equal(seen, run(operated, pictures(), training=None))
+
+
+def test_replicas(operated: nn.Module) -> None:
+    expected = run(operated, pictures(), training=False)
+    for path in attn_surgery.inserted(operated):
+        parent, _, name = path.rpartition(".")[0].rpartition(".")
+        if name:
+            block = operated.get_submodule(parent).get_submodule(name)
+            replica: Any = block._replicate_for_data_parallel()  # pyright: ignore
+            replica.__dict__["_parameters"] = dict(block._parameters)
+            operated.get_submodule(parent)._modules[name] = replica
+    assert torch.equal(run(operated, pictures(), training=None), expected)

@@ -27,6 +27,7 @@ LAYERS = [
     "operations",
     "flow",
     "residual",
+    "placing",
     "fidelity",
     "finder",
     "rewrite",

@@ -305,7 +305,7 @@ def test_a_failure_at_any_step_leaves_the_host_as_it_was(host, untouched, monkey
         attn_surgery.apply(host, "se")
 
 
-@pytest.mark.parametrize("step", ["survey", "rewritten", "get_builder", "check_host", "build"])
+@pytest.mark.parametrize("step", ["survey", "original", "get_builder", "check_host", "build"])
 def test_a_failure_while_planning_leaves_the_host_as_it_was(host, untouched, monkeypatch, step):
     monkeypatch.setattr(planning, step, failing(getattr(planning, step), 1))
     with pytest.raises(BrokenError):
