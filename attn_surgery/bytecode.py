@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
+_ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
+_ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
 _CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
 
 
@@ -20,6 +22,8 @@ class Code:
 
     attributes: frozenset[str]
     names: frozenset[str]
+    iterated: frozenset[str]
+    """The attributes that are looped over, counted or unpacked."""
     obstacles: tuple[str, ...]
 
 
@@ -29,6 +33,7 @@ def read(code: types.CodeType) -> Code:
     attributes: set[str] = set()
     names: set[str] = set()
     obstacles: list[str] = []
+    iterated: set[str] = set()
     steps = list(dis.get_instructions(code))
     for i, step in enumerate(steps):
         kind = step.opname
@@ -36,10 +41,14 @@ def read(code: types.CodeType) -> Code:
             attributes.add(str(step.argval))
         if kind in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"):
             obstacles.append(f"writes {step.argval!r}")
+        if _is_iterated(steps, i):
+            iterated.add(str(step.argval))
         if kind in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
             names.add(str(step.argval))
         if any(word in kind for word in _CONTEXT_STEPS):
             obstacles.append("enters a context or catches an error")
+        if step.argval == "training" and "ATTR" in kind and not _reads_self(steps, i):
+            obstacles.append("reads the mode of another module")
         if step.opname in _BUILDS_NAMES and "getattr" in code.co_names:
             obstacles.append("reads attributes by computed names")
         if _tests_identity(step) and any(_is_local(each) for each in steps[max(0, i - 2) : i]):
@@ -49,10 +58,28 @@ def read(code: types.CodeType) -> Code:
     for nested in code.co_consts:
         if isinstance(nested, types.CodeType):
             inner = read(nested)
+            iterated |= inner.iterated
             attributes |= inner.attributes
             names |= inner.names
             obstacles += inner.obstacles
-    return Code(frozenset(attributes), frozenset(names), tuple(dict.fromkeys(obstacles)))
+    return Code(
+        attributes=frozenset(attributes),
+        names=frozenset(names),
+        iterated=frozenset(iterated),
+        obstacles=tuple(dict.fromkeys(obstacles)),
+    )
+
+
+def _is_iterated(steps: list[dis.Instruction], place: int) -> bool:
+    if "ATTR" not in steps[place].opname:
+        return False
+    following = steps[place + 1].opname if place + 1 < len(steps) else ""
+    before = steps[max(0, place - 5) : place]
+    return following in _ITERATES or any(step.argval in _ITERATING for step in before)
+
+
+def _reads_self(steps: list[dis.Instruction], place: int) -> bool:
+    return place > 0 and steps[place - 1].argval == "self"
 
 
 def _tests_identity(step: dis.Instruction) -> bool:

@@ -88,7 +88,14 @@ def inspect_forward(block: nn.Module) -> Fidelity:
         found.reads_mode |= "training" in code.attributes
         pending += _resolve_names(function, code, found)
         pending += _resolve_attributes(block, code, found)
+        if any(name in code.iterated for name in _containers(block)):
+            found.obstacles.append("loops over its children")
     return found
+
+
+def watched_attributes(block: nn.Module) -> frozenset[str]:
+    """Return the attributes of ``block`` that its forward may read."""
+    return frozenset(inspect_forward(block).watched)
 
 
 def _check_signature(block: nn.Module, found: Fidelity) -> None:
@@ -186,7 +193,7 @@ def _resolve_attributes(
     block: nn.Module, code: Code, found: Fidelity
 ) -> Iterator[types.FunctionType]:
     """Judge the attributes that a function may read off the block; yield the methods among them."""
-    found.watched |= code.attributes
+    found.watched |= code.attributes - {"training"}
     own = vars(block)
     children = [each for name, each in block._modules.items() if each and name in code.attributes]
     for name in sorted(code.attributes - {"training"}):
@@ -200,6 +207,13 @@ def _resolve_attributes(
             yield from _methods(child, name)
             if name in vars(child) and not isinstance(child, _ConvNd):
                 found.obstacles.append(f"reads {name!r} of a child")
+
+
+def _containers(block: nn.Module) -> Iterator[str]:
+    """Yield the names of the children that are lists of modules, which may grow and shrink."""
+    for name, child in block._modules.items():
+        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            yield name
 
 
 def _held(block: nn.Module) -> tuple[dict[str, Any], ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.flow import Flow
@@ -14,8 +15,8 @@ from attn_surgery.operations import function_name
 from attn_surgery.placing import ELSEWHERE, Spot, attention_holder, path_below, place
 from attn_surgery.preserve import likeness
 from attn_surgery.proxies import is_primitive
-from attn_surgery.residual import Residual, gated_products, is_mixing, residuals
-from attn_surgery.traces import Call, Trace, owner
+from attn_surgery.residual import Residual, gated_products, is_mixing, is_spatial, residuals
+from attn_surgery.traces import Call, Trace, index, owner
 from attn_surgery.tracing import trace
 
 
@@ -94,17 +95,34 @@ def _other_paths(traces: list[Trace], fruitless: set[object]) -> Iterator[Trace]
 def _findings(traced: Trace, paths: dict[nn.Module, str]) -> Iterator[Finding]:
     flow = Flow(traced)
     found = residuals(flow)
-    blocks = [residual for residual in found if not residual.refusal]
+    found = [_judged_among(flow, residual, found) for residual in found]
     for residual in found:
-        if _mixes(flow, residual) and any(_encloses(flow, other, residual) for other in blocks):
-            residual = replace(residual, refusal="the addition is inside an attention module")
         call, spot = place(flow, residual.end, owner(residual.addition))
-        existing = None if residual.refusal else _existing(flow, residual, blocks, call, paths)
+        existing = None if residual.refusal else _existing(flow, residual, found, call, paths)
         yield Finding(call.module, paths[call.module], spot, residual, existing)
 
 
-def _mixes(flow: Flow, residual: Residual) -> bool:
-    return any(is_mixing(flow, step) for step in flow.between(residual.fork, residual.branch))
+def _judged_among(flow: Flow, residual: Residual, found: list[Residual]) -> Residual:
+    """Refuse the addition of an attention module that stands in the branch of a block."""
+    if residual.refusal or not _is_attention(flow, residual):
+        return residual
+    if any(_encloses(flow, other, residual) for other in found if not other.refusal):
+        return replace(residual, refusal="the addition is inside an attention module")
+    return residual
+
+
+def _is_attention(flow: Flow, residual: Residual) -> bool:
+    """Tell whether the branch mixes positions, and not all by convolving them."""
+    fork, branch = residual.fork, residual.branch
+    mixes = any(is_mixing(flow, step) for step in flow.between(fork, branch))
+    return mixes and flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))
+
+
+def _during(residual: Residual, found: list[Residual]) -> list[Residual]:
+    """Return the additions made between the fork and the end of the branch."""
+    first = bisect_right(found, index(residual.fork), key=lambda other: index(other.addition))
+    last = bisect_right(found, index(residual.branch), key=lambda other: index(other.addition))
+    return found[first:last]
 
 
 def _encloses(flow: Flow, outer: Residual, inner: Residual) -> bool:
@@ -118,7 +136,7 @@ def _encloses(flow: Flow, outer: Residual, inner: Residual) -> bool:
 def _existing(
     flow: Flow,
     residual: Residual,
-    blocks: list[Residual],
+    found: list[Residual],
     call: Call,
     paths: dict[nn.Module, str],
 ) -> str | None:
@@ -126,16 +144,28 @@ def _existing(
 
     It is the path inside the block, or, where F begins outside of it, the path in the host.
     """
-    for product, source, gate in gated_products(flow, residual):
-        inner = (
-            other
-            for other in blocks
-            if flow.depends(other.branch, product) and flow.depends(product, other.fork)
-        )
-        if not any(_encloses(flow, residual, other) for other in inner):
-            holder = attention_holder(flow, product, source, gate, call)
-            if holder is None:
-                return function_name(gate)
-            path = path_below(call.module, holder)
-            return paths[holder] if path == ELSEWHERE else path
+    inner = [other for other in _during(residual, found) if _encloses(flow, residual, other)]
+    blocks = [other for other in inner if not other.refusal]
+    for result, source, gate in _attentions(flow, residual, inner):
+        if any(_spans(flow, other, result) for other in blocks):
+            continue
+        holder = attention_holder(flow, result, source, gate, call)
+        if holder is None:
+            return function_name(gate)
+        path = path_below(call.module, holder)
+        return paths[holder] if path == ELSEWHERE else path
     return None
+
+
+def _attentions(
+    flow: Flow, residual: Residual, inner: list[Residual]
+) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
+    """Yield (result, map, gate or summand) of what attends by product, then by addition."""
+    yield from gated_products(flow, residual)
+    for other in inner:
+        if other.refusal and _is_attention(flow, other):
+            yield other.addition, other.fork, other.branch
+
+
+def _spans(flow: Flow, residual: Residual, node: fx.Node) -> bool:
+    return flow.depends(residual.branch, node) and flow.depends(node, residual.fork)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -79,11 +79,13 @@ class Flow:
             if node in self.inputs and mask >> index(node) & 1 and self.depends(node, start):
                 yield node
 
-    def leads_past(self, start: fx.Node, end: fx.Node, kinds: set[Kind]) -> bool:
-        """Tell whether some way from ``start`` to ``end`` passes none of ``kinds``."""
+    def leads_past(
+        self, start: fx.Node, end: fx.Node, is_passed: Callable[[fx.Node], bool]
+    ) -> bool:
+        """Tell whether some way from ``start`` to ``end`` holds no node that ``is_passed``."""
         reached = {start}
         for node in self.between(start, end):
-            if self.kind(node) not in kinds and not reached.isdisjoint(self.inputs[node]):
+            if not is_passed(node) and not reached.isdisjoint(self.inputs[node]):
                 reached.add(node)
         return end in reached
 

@@ -12,7 +12,7 @@ import copy
 import inspect
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +20,23 @@ from torch import nn
 
 from attn_surgery.bytecode import signature
 from attn_surgery.errors import SurgeryError
-from attn_surgery.rewrite import Insertion, Rewritten, UnfaithfulError, compiled, original
+from attn_surgery.fidelity import watched_attributes
+from attn_surgery.preserve import Attributes
+from attn_surgery.rewrite import Insertion, UnfaithfulError, compiled, original
 
 HOST_FORWARD = "_host_forward"
+"""Where the host's forward stays reachable, if patched on the instance also kept."""
+
+INNER_FORWARD = "_forward_before_attention"
+
+_SETTERS = (
+    "__setattr__",
+    "__delattr__",
+    "add_module",
+    "register_module",
+    "register_parameter",
+    "register_buffer",
+)
 
 
 @dataclass(frozen=True)
@@ -72,13 +86,13 @@ def as_host(module: nn.Module) -> Iterator[None]:
             own[HOST_FORWARD] = own.pop("forward")
 
 
-def operated_class(module: nn.Module, done: Surgery, forward: Rewritten | None) -> type[nn.Module]:
+def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) -> type[nn.Module]:
     """Make the one-off subclass that runs ``done``; the module itself is not touched.
 
     Args:
         module: Whose class it will be.
         done: What the class does.
-        forward: The rewritten forward, where ``done`` has insertions.
+        methods: The forward with the insertions of ``done``, where it has any.
     """
     base = done.base
     body: dict[str, Any] = {
@@ -86,19 +100,19 @@ def operated_class(module: nn.Module, done: Surgery, forward: Rewritten | None) 
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_surgery": done,
-        "__setattr__": _setattr,
         "__reduce_ex__": _reduce_ex,
         "__setstate__": _setstate,
+        **{name: _renewing(name) for name in _SETTERS},
     }
     if hasattr(base, "__deepcopy__"):
         body["__deepcopy__"] = _deepcopy
-    if forward is not None:
-        body |= forward.methods
+    body |= methods
     if done.attached:
         patched = "forward" in vars(module) or HOST_FORWARD in vars(module)
-        if forward is not None or not patched:
-            body[HOST_FORWARD] = body.get("forward", base.forward)
-        body["forward"] = _passing_on(module, done.attached)
+        inner = HOST_FORWARD if patched and not methods else INNER_FORWARD
+        if inner == INNER_FORWARD:
+            body[inner] = body.get("forward", base.forward)
+        body["forward"] = _passing_on(module, done.attached, inner)
     return _subclass(base, body)
 
 
@@ -106,11 +120,11 @@ def _subclass(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
     return types.new_class(base.__name__, (base,), exec_body=lambda scope: scope.update(body))
 
 
-def _passing_on(module: nn.Module, attached: tuple[str, ...]) -> Any:
-    """Compile a forward that passes the host's output through the attached children."""
+def _passing_on(module: nn.Module, attached: tuple[str, ...], inner: str) -> Any:
+    """Compile a forward that passes the output of ``inner`` through the attached children."""
     with as_host(module):
         parameters = list(signature(module.forward).parameters.values())
-    result = f"self.{HOST_FORWARD}"
+    result = f"self.{inner}"
     known: dict[str, Any] = {}
     if any(each.kind is not each.POSITIONAL_OR_KEYWORD for each in parameters):
         head, result = "*args, **kwargs", f"{result}(*args, **kwargs)"
@@ -139,20 +153,63 @@ def renew(module: nn.Module, done: Surgery) -> None:
     """Give ``module`` the one-off class for ``done``, its forward traced anew.
 
     Raises:
-        SurgeryError: The forward can no longer be rewritten.
+        SurgeryError: The forward can no longer be rewritten, nor its children listened to.
     """
-    forward = None
+    methods: dict[str, Any] = {}
     if done.insertions:
-        try:
-            with as_host(module):
-                forward = original(module).with_attention(done.insertions)
-        except UnfaithfulError as error:
-            raise SurgeryError(
-                f"the forward of this {done.base.__name__} cannot be rewritten as it is now: "
-                f"{error}; call attn_surgery.remove first, change it, then apply again"
-            ) from None
-        done = replace(done, watched=forward.watched)
-    change_class(module, operated_class(module, done, forward))
+        with as_host(module):
+            methods = _methods_now(module, done)
+            done = replace(done, watched=watched_attributes(module))
+    change_class(module, operated_class(module, done, methods))
+
+
+def _methods_now(module: nn.Module, done: Surgery) -> dict[str, Any]:
+    """Rewrite the forward as it is now, or, where that is not faithful, listen to the children."""
+    try:
+        return original(module).with_attention(done.insertions).methods
+    except UnfaithfulError as error:
+        if all(each.is_child for each in done.insertions):
+            return _listening(module, done)
+        raise SurgeryError(
+            f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
+            "call attn_surgery.remove first, change it, then apply again"
+        ) from None
+
+
+def _listening(module: nn.Module, done: Surgery) -> dict[str, Any]:
+    """Make a forward that runs the host's and replaces what the children return on the way."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as listening:
+            for each in done.insertions:
+                child = self.get_submodule(each.after)
+                handle = child.register_forward_hook(_Replacing(self, each))
+                listening.callback(handle.remove)
+            return getattr(self, HOST_FORWARD)(*args, **kwargs)
+
+    body: dict[str, Any] = {"forward": forward}
+    if "forward" not in vars(module):
+        body[HOST_FORWARD] = done.base.forward
+    return body
+
+
+class _Replacing:
+    """A hook that passes one of a child's outputs through the attention."""
+
+    def __init__(self, block: nn.Module, insertion: Insertion):
+        self.block = block
+        self.insertion = insertion
+        self.calls = 0
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        self.calls += 1
+        if self.calls - 1 != self.insertion.occurrence:
+            return output
+        attention = self.block.get_submodule(self.insertion.attention)
+        if not self.insertion.channels_last_dims:
+            return attention(output)
+        attended = attention(output.permute(self.insertion.to_maps))
+        return attended.permute(self.insertion.from_maps)
 
 
 def change_class(module: nn.Module, operated: type[nn.Module]) -> None:
@@ -181,11 +238,22 @@ def _host_view(module: nn.Module) -> Any:
     return super(operated, module)
 
 
-def _setattr(self: nn.Module, name: str, value: Any) -> None:
-    _host_view(self).__setattr__(name, value)
-    done = _done(self)
-    if name in done.watched:
-        renew(self, done)
+def _renewing(setter: str) -> Any:
+    """Make the setter of the host trace the forward anew where that had read the attribute."""
+
+    def set_and_renew(self: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
+        done = _done(self)
+        before = Attributes(self) if name in done.watched else None
+        getattr(_host_view(self), setter)(name, *args, **kwargs)
+        if before is not None:
+            try:
+                renew(self, done)
+            except SurgeryError:
+                before.restore()
+                raise
+
+    set_and_renew.__name__ = setter
+    return set_and_renew
 
 
 def _setstate(self: nn.Module, state: Any) -> None:

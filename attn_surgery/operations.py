@@ -30,6 +30,7 @@ class Kind(Enum):
     NORM = auto()
     ACTIVATION = auto()
     MATH = auto()  # elementwise, as norms use it
+    SIGMOID = auto()
     SOFTMAX = auto()
     POOL = auto()
     REDUCE = auto()  # pools whole dimensions away
@@ -61,10 +62,11 @@ _NAMES = {
     Kind.NORM: "batch_norm group_norm layer_norm instance_norm rms_norm local_response_norm "
     "normalize native_layer_norm native_group_norm native_batch_norm",
     Kind.ACTIVATION: "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish "
-    "hardtanh hardsigmoid hardshrink softshrink tanhshrink softplus softsign sigmoid logsigmoid "
+    "hardtanh hardshrink softshrink tanhshrink softplus softsign logsigmoid "
     "tanh glu threshold abs exp log log1p expm1 clamp clip clamp_min clamp_max maximum "
     "minimum erf sin cos sign where sparsemax",
     Kind.MATH: "pow square sqrt rsqrt reciprocal",
+    Kind.SIGMOID: "sigmoid hardsigmoid",
     Kind.SOFTMAX: "softmax log_softmax gumbel_softmax softmin",
     Kind.POOL: "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d "
     "lp_pool2d lp_pool3d fractional_max_pool2d fractional_max_pool3d adaptive_avg_pool1d "
@@ -167,6 +169,8 @@ def _of_module(module: nn.Module) -> Operation:
         return Operation(Kind.MIX)
     if isinstance(module, (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)):
         return Operation(Kind.SOFTMAX)
+    if isinstance(module, (nn.Sigmoid, nn.Hardsigmoid)):
+        return Operation(Kind.SIGMOID)
     if isinstance(module, nn.PixelUnshuffle):
         return Operation(Kind.REARRANGE)
     size = getattr(module, "output_size", None)

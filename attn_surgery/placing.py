@@ -14,7 +14,15 @@ from attn_surgery.traces import Call, called_path, index, owner
 ELSEWHERE = "?"
 """Stands for the path of a module that a block uses but does not hold."""
 
-_SHAPING = {Kind.UPSAMPLE, Kind.VIEW, Kind.ACTIVATION, Kind.IDENTITY, Kind.MUL, Kind.ADD}
+_SHAPING = {
+    Kind.UPSAMPLE,
+    Kind.VIEW,
+    Kind.ACTIVATION,
+    Kind.SIGMOID,
+    Kind.IDENTITY,
+    Kind.MUL,
+    Kind.ADD,
+}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,15 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def insertion(finding: Finding, name: str) -> Insertion:
+    """Return where the attention called ``name`` goes in the block's forward."""
+    spot, residual = finding.spot, finding.residual
+    dims = residual.form.spatial_dims or 0
+    return Insertion(
+        spot.name, spot.is_child, spot.occurrence, name, dims if residual.is_channels_last else 0
+    )
+
+
 @dataclass(frozen=True)
 class Cut:
     """A site to be cut, what goes there, and how."""
@@ -66,8 +75,7 @@ class Cut:
 
     def insertion(self, name: str) -> Insertion:
         """Return where the attention called ``name`` goes in the block's forward."""
-        spot = self.finding.spot
-        return Insertion(spot.name, spot.is_child, spot.occurrence, name)
+        return insertion(self.finding, name)
 
 
 class Forwards:
@@ -115,7 +123,8 @@ class Forwards:
         done = surgery_of(block)
         if done is not None and done.insertions:
             return self.rewritten(block, (*done.insertions, insertion)).after[-1]
-        return [find(graph, insertion).name for graph in self.original(block).graphs][0]
+        names = [find(graph, insertion).name for graph in self.original(block).graphs]
+        return names[0]
 
 
 @dataclass(frozen=True)
@@ -195,11 +204,10 @@ def _method(
 ) -> tuple[str, str, str]:
     """Return how the site can be cut, what the attention receives, and why it cannot be cut."""
     block, spot = finding.block, finding.spot
-    insertion = Insertion(spot.name, spot.is_child, spot.occurrence, free_name(block))
     try:
         if not spot.is_direct:
             raise UnfaithfulError(f"{spot.name!r} is inside a child")
-        name = forwards.value(block, insertion)
+        name = forwards.value(block, insertion(finding, free_name(block)))
     except UnfaithfulError as error:
         obstacle = _attach_obstacle(finding, owners)
         if not obstacle:
@@ -213,6 +221,8 @@ def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str
     source = finding.spot.source
     if source is None:
         return f"{finding.spot.name!r} is no child"
+    if finding.residual.is_channels_last:
+        return f"{source!r} returns its channels last"
     if source == ELSEWHERE:
         return "the child is held outside the block"
     if not finding.spot.is_only_call:

@@ -27,6 +27,16 @@ class Value(fx.Proxy):
     def __len__(self) -> int:
         return self._guess(4)
 
+    def __hash__(self) -> int:
+        self._guess(0)  # finding it in a set or a dict is a test, too
+        return id(self)
+
+    def __str__(self) -> str:
+        return str(self._guess(0))
+
+    def __format__(self, format_spec: str) -> str:
+        return str(self)
+
     def _guess(self, number: int) -> int:
         tracer: Any = self.tracer
         tracer.branched.append(tracer.stack[-1].module)
@@ -52,6 +62,7 @@ class Watched:
         self.original = module.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tell the tracer instead of running the forward."""
         return self.tracer.direct_forward(self.module, args, kwargs)
 
 

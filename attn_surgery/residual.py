@@ -36,9 +36,9 @@ _LINEAR_STEPS = {
     Kind.MUL,
     Kind.DIV,
 }
-_NONLINEAR = {Kind.ACTIVATION, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
+_NONLINEAR = {Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
 _TRANSFORMS = {Kind.CONV, Kind.LINEAR, Kind.MIX, Kind.OPAQUE}
-_GATES = {Kind.CONV, Kind.FILTER, Kind.LINEAR, Kind.ACTIVATION, Kind.SOFTMAX}
+_GATES = {Kind.CONV, Kind.FILTER, Kind.LINEAR, Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX}
 _LOOKS_AROUND = {Kind.POOL, Kind.REDUCE, Kind.CONV, Kind.FILTER, Kind.MIX, Kind.REARRANGE}
 
 
@@ -53,6 +53,8 @@ class Residual:
     """The operand F, as the addition receives it."""
     end: fx.Node
     """The end of F proper, before drop path, dropout, layer scale and constant factors."""
+    is_channels_last: bool
+    """Whether F ends in ``(N, *spatial, C)``, to be scaled and then permuted."""
     form: Form
     refusal: str
     """Why this is no residual block after all; "" where it is one."""
@@ -94,7 +96,10 @@ def _read(flow: Flow, addition: fx.Node, shortcut: fx.Node, branch: fx.Node) -> 
     end = branch_end(flow, branch, owner(addition))
     form = _form_at(flow, end, (branch, shortcut, addition, found.fork))
     refusal = _refusal(flow, found, branch, end, form)
-    return Residual(addition, found.fork, shortcut, branch, end, form, refusal)
+    last = _end_before_permutation(flow, end, owner(addition))
+    return Residual(
+        addition, found.fork, shortcut, branch, last or end, last is not None, form, refusal
+    )
 
 
 def _find_fork(flow: Flow, shortcut: fx.Node, branch: fx.Node) -> _Shortcut | None:
@@ -122,6 +127,17 @@ def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
     return node
 
 
+def _end_before_permutation(flow: Flow, end: fx.Node, adder: Call) -> fx.Node | None:
+    """Return where F ends if it is scaled with channels last and then permuted, else None."""
+    if flow.kind(end) is not Kind.VIEW or flow.forms[end].layout != MAPS:
+        return None
+    (permuted,) = flow.inputs[end]
+    if flow.forms[permuted].layout != LAST:
+        return None
+    inner = branch_end(flow, permuted, adder)
+    return None if inner is permuted else inner
+
+
 def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
     """Return what ``node`` passes on dropped or scaled by a constant; None where it does more.
 
@@ -135,6 +151,8 @@ def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
     if kind in (Kind.DROPOUT, Kind.IDENTITY):
         return inputs[0]
     if kind in (Kind.MUL, Kind.DIV) and not _normalises(node):
+        return inputs[0]
+    if kind is Kind.ADD and 0 in node.args:  # sum() starts there
         return inputs[0]
     is_bare_bias = kind is Kind.ADD and owner(node) is owner(inputs[0]) in adder.lineage()
     if is_bare_bias and flow.kind(inputs[0]) is Kind.MUL and not _normalises(inputs[0]):
@@ -184,7 +202,7 @@ def _refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node, end: fx.Node, for
     if shortcut.convolutions > 1:
         return f"the shortcut has {shortcut.convolutions} convolutions: a second branch"
     return (
-        _convolution_refusal(flow, shortcut.fork, steps)
+        _convolution_refusal(flow, shortcut.fork, branch, steps)
         or _resolution_refusal(flow, shortcut, branch)
         or _form_refusal(form)
     )
@@ -199,7 +217,9 @@ def _is_partial(flow: Flow, end: fx.Node) -> bool:
 
 
 def _resolution_refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node) -> str:
-    if shortcut.upsamples or flow.leads_past(shortcut.fork, branch, {Kind.UPSAMPLE}):
+    if shortcut.upsamples or flow.leads_past(
+        shortcut.fork, branch, lambda step: flow.kind(step) is Kind.UPSAMPLE
+    ):
         return ""
     return "merges resolutions: the branch goes down and up again"
 
@@ -220,16 +240,16 @@ def _form_refusal(form: Form) -> str:
     return ""
 
 
-def _convolution_refusal(flow: Flow, fork: fx.Node, steps: list[fx.Node]) -> str:
+def _convolution_refusal(flow: Flow, fork: fx.Node, branch: fx.Node, steps: list[fx.Node]) -> str:
     """Return why F lacks the convolutions of a residual block, or ""."""
     convolutions = [step for step in steps if flow.operations[step].convolution is not None]
     mixing = [step for step in steps if is_mixing(flow, step)]
     if mixing:
-        # in a bottleneck the positions are mixed between convolutions, activation included
-        raw = any(flow.leads_past(fork, step, {Kind.ACTIVATION}) for step in mixing)
-        is_bottleneck = len(convolutions) > 1 and not raw
-        return "" if is_bottleneck else "self-attention: mixes positions without convolving them"
-    if any(_is_spatial(flow, step) for step in steps):
+        is_convolved = not flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))
+        is_bottleneck = len(convolutions) > 1 and not _mixes_raw(flow, fork, mixing)
+        convolves = is_convolved or is_bottleneck
+        return "" if convolves else "self-attention: mixes positions, not all by convolving them"
+    if any(is_spatial(flow, step) for step in steps):
         return ""
     if not convolutions:
         return "the branch has no convolution"
@@ -244,7 +264,16 @@ def is_mixing(flow: Flow, step: fx.Node) -> bool:
     return flow.kind(step) is Kind.MIX and len(set(flow.inputs[step])) > 1
 
 
-def _is_spatial(flow: Flow, step: fx.Node) -> bool:
+def _mixes_raw(flow: Flow, fork: fx.Node, mixing: list[fx.Node]) -> bool:
+    """Tell whether positions are mixed of what no activation has passed, unlike a bottleneck's."""
+    return any(
+        flow.leads_past(fork, step, lambda node: flow.kind(node) is Kind.ACTIVATION)
+        for step in mixing
+    )
+
+
+def is_spatial(flow: Flow, step: fx.Node) -> bool:
+    """Tell whether the step is, or holds, a learned convolution over space."""
     conv = flow.operations[step].convolution
     if conv is not None:
         return conv.is_spatial and flow.kind(step) is not Kind.FILTER
@@ -264,28 +293,35 @@ def _lies_between(flow: Flow, convolutions: list[fx.Node], step: fx.Node) -> boo
 
 
 def gated_products(flow: Flow, residual: Residual) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
-    """Yield (product, map, gate) for each map of F that is multiplied by a gate computed from it.
+    """Yield (product, map, gate) for each map of F that is multiplied by a gate.
 
-    The gate must look around, by pooling or a convolution: ``x * sigmoid(x)`` is an activation.
+    The gate looks around, by pooling or a convolution: ``x * sigmoid(x)`` is an activation. It is
+    computed from the map, or pooled and squashed from what the map is computed from.
     """
     for step in flow.between(residual.fork, residual.branch):
         factors = flow.inputs[step]
         if flow.kind(step) is not Kind.MUL or len(factors) != 2:
             continue
         for factor, gate in (factors, reversed(factors)):
-            source = _behind_views(flow, factor)
-            if source is not gate and flow.depends(gate, source) and _is_gate(flow, source, gate):
+            source = _behind(flow, factor, {Kind.VIEW, Kind.IDENTITY})
+            if source is not gate and _gates(flow, residual.fork, source, gate):
                 yield step, source, gate
                 break
 
 
-def _behind_views(flow: Flow, node: fx.Node) -> fx.Node:
-    while flow.kind(node) in (Kind.VIEW, Kind.IDENTITY) and len(flow.inputs[node]) == 1:
+def _behind(flow: Flow, node: fx.Node, kinds: set[Kind]) -> fx.Node:
+    while flow.kind(node) in kinds and len(flow.inputs[node]) == 1:
         (node,) = flow.inputs[node]
     return node
 
 
-def _is_gate(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
+def _gates(flow: Flow, fork: fx.Node, source: fx.Node, gate: fx.Node) -> bool:
     """Tell a gate from an activation (looks nowhere else) and from a norm (only statistics)."""
-    kinds = {flow.kind(step) for step in flow.between(source, gate)}
-    return not kinds.isdisjoint(_LOOKS_AROUND) and not kinds.isdisjoint(_GATES)
+    if flow.depends(gate, source):
+        kinds = {flow.kind(step) for step in flow.between(source, gate)}
+        return not kinds.isdisjoint(_LOOKS_AROUND) and not kinds.isdisjoint(_GATES)
+    squashed = _behind(flow, gate, {Kind.VIEW, Kind.IDENTITY, Kind.UPSAMPLE})
+    return flow.kind(squashed) is Kind.SIGMOID and any(
+        flow.kind(step) in (Kind.POOL, Kind.REDUCE) and not flow.depends(source, step)
+        for step in flow.between(fork, squashed)
+    )

@@ -27,6 +27,20 @@ class Insertion:
     occurrence: int
     attention: str
     """The name of the attention among the module's children."""
+    channels_last_dims: int = 0
+    """The number of spatial dims of a value ``(N, *spatial, C)``; 0 for ``(N, C, *spatial)``."""
+
+    @property
+    def to_maps(self) -> tuple[int, ...]:
+        """The permutation that puts the channels first; () where they are."""
+        dims = self.channels_last_dims
+        return (0, dims + 1, *range(1, dims + 1)) if dims else ()
+
+    @property
+    def from_maps(self) -> tuple[int, ...]:
+        """The permutation that puts the channels last again."""
+        dims = self.channels_last_dims
+        return (0, *range(2, dims + 2), 1) if dims else ()
 
 
 class UnfaithfulError(Exception):
@@ -78,7 +92,7 @@ def original(module: nn.Module) -> Original:
         raise UnfaithfulError(describe(found.obstacles))
     modes = (False, True) if found.reads_mode else (False,)
     graphs = [_faithful_trace(module, training).graph for training in modes]
-    return Original(tuple(graphs), frozenset(found.watched - {"training"}))
+    return Original(tuple(graphs), frozenset(found.watched))
 
 
 def _faithful_trace(module: nn.Module, training: bool) -> Trace:
@@ -110,11 +124,20 @@ def find(graph: fx.Graph, insertion: Insertion) -> fx.Node:
 def _insert(graph: fx.Graph, insertion: Insertion) -> str:
     node = find(graph, insertion)
     users = list(node.users)
-    with graph.inserting_after(node):
-        attention = graph.call_module(insertion.attention, (node,))
+    value = _permuted(graph, node, insertion.to_maps)
+    with graph.inserting_after(value):
+        attention = graph.call_module(insertion.attention, (value,))
+    result = _permuted(graph, attention, insertion.from_maps)
     for user in users:
-        user.replace_input_with(node, attention)
+        user.replace_input_with(node, result)
     return node.name
+
+
+def _permuted(graph: fx.Graph, node: fx.Node, order: tuple[int, ...]) -> fx.Node:
+    if not order:
+        return node
+    with graph.inserting_after(node):
+        return graph.call_method("permute", (node, *order))
 
 
 def _makes(node: fx.Node, insertion: Insertion) -> bool:

@@ -211,15 +211,16 @@ def _prepare(edit: _Edit, decision: Decision) -> None:
     module = edit.module
     done = surgery_of(module) or Surgery(type(module))
     insertions = (*done.insertions, *edit.insertions)
-    forward = None
+    methods: dict[str, Any] = {}
     if insertions:
         try:
             forward = decision.forwards.rewritten(module, insertions)
         except UnfaithfulError as error:  # each insertion was tried alone
             raise SurgeryError(f"{done.base.__name__} cannot be rewritten: {error}") from error
+        methods = forward.methods
         done = replace(done, watched=forward.watched)
     done = replace(done, insertions=insertions, attached=(*done.attached, *edit.attached))
-    edit.operated = operated_class(module, done, forward)
+    edit.operated = operated_class(module, done, methods)
 
 
 def _commit(edits: list[_Edit]) -> None:

@@ -842,6 +842,12 @@ class ScaledInPlace(Residual):
         return f.mul_(0.25)
 
 
+class ScaledByStatement(Residual):
+    def scale(self, f: Any) -> Any:
+        f.mul_(0.25)
+        return f
+
+
 class LayerScaled(Residual):
     def make_scale(self, shape: Shape) -> None:
         self.gamma = nn.Parameter(torch.rand(shape.outward, *[1] * shape.dims) + 0.5)
@@ -903,6 +909,7 @@ SCALES: dict[str, type[Residual]] = {
     "float": FloatScaled,
     "buffer": BufferScaled,
     "in place": ScaledInPlace,
+    "statement": ScaledByStatement,
     "layer scale": LayerScaled,
     "layer scale, viewed": LayerScaledView,
     "layer scale, child": LayerScaledChild,
@@ -2119,17 +2126,15 @@ def blocks(shape: Shape, *, traceable: bool = False) -> st.SearchStrategy[BlockS
 
     Args:
         shape: The shape; norm and convolution are drawn.
-        traceable: Whether ``fx.symbolic_trace`` has to get through and keep all there is to know: it
-            folds a norm that is spelled out in buffers to plain constants.
+        traceable: Whether ``fx.symbolic_trace`` has to get through and keep all there is to know:
+            it folds a norm that is spelled out in buffers to plain constants.
     """
 
     @st.composite
     def draw_block(draw: st.DrawFn) -> BlockSpec:
-        norms = [
-            each
-            for each in (NORMS_2D if shape.dims == 2 else NORMS)
-            if not traceable or each != "frozen"
-        ]
+        norms = list(NORMS_2D if shape.dims == 2 else NORMS)
+        if traceable:
+            norms = [each for each in norms if "frozen" not in each]
         full = Shape(
             shape.dims,
             shape.inward,

@@ -25,13 +25,13 @@ WIDTH = 8
 
 
 class Block(nn.Module):
-    """The plain block: an in-place addition, a ReLU after it."""
+    """The plain block."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTH)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()
         self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(WIDTH)
 
@@ -39,12 +39,21 @@ class Block(nn.Module):
         return self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.branch(x)
-        out += x
-        return self.act(out)
+        return self.act(self.branch(x) + x)
 
 
 # Spellings
+
+
+class InPlace(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.branch(x)
+        out += x
+        return self.act(out)
 
 
 class Functional(Block):
@@ -176,7 +185,13 @@ class PythonStochasticDepth(Block):
 
 class Noise(Block):
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(x) * (1 + 0.1 * torch.rand(WIDTH, 1, 1)) + x
+        return self.branch(x) * (1 + 0.1 * torch.rand(8, 1, 1)) + x
+
+
+class NoiseLike(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.rand(8, 1, 1, dtype=x.dtype, device=x.device)
+        return self.branch(x) * (1 + 0.1 * noise) + x
 
 
 # Python arguments
@@ -185,6 +200,16 @@ class Noise(Block):
 class Flag(Block):
     def forward(self, x: Tensor, flag: bool = False) -> Tensor:
         out = self.branch(x)
+        if flag:
+            out = out * 3.0
+        return out + x
+
+
+class FlagAtConv(Block):
+    """The branch ends in a convolution."""
+
+    def forward(self, x: Tensor, flag: bool = False) -> Tensor:
+        out = self.conv2(self.act(self.bn2(self.bn1(self.conv1(x)))))
         if flag:
             out = out * 3.0
         return out + x

@@ -185,6 +185,19 @@ class ChannelsLastInside(nn.Module):
         return x + self.gamma * out
 
 
+class ScaledBeforePermuting(ChannelsLastInside):
+    """ConvNeXt as its authors wrote it: the layer scale comes before the permutation."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((C,), 0.1))
+
+    def forward(self, x):
+        out = self.norm(self.dw(x).permute(0, 2, 3, 1))
+        out = self.gamma * self.fc2(F.gelu(self.fc1(out)))
+        return x + out.permute(0, 3, 1, 2)
+
+
 class ActivationAtTheEnd(Block):
     def branch(self, x):
         return F.relu(super().branch(x))
@@ -200,12 +213,24 @@ class ActivationAtTheEnd(Block):
         (ForwardCalls(), "bn2"),
         (Functional(), "conv2d_1"),
         (ChannelsLastInside(), "permute_1"),
+        (ScaledBeforePermuting(), "fc2"),
         (ActivationAtTheEnd(), "relu_1"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_the_branch_ends_after_its_last_norm_activation_or_transform(host, after):
     check_one_site(host, after)
+
+
+def test_attention_before_a_permutation_sees_maps():
+    host = ScaledBeforePermuting()
+    with torch.no_grad():
+        host.gamma.fill_(1.0)
+    attn_surgery.apply(host, "se", reduction=2)
+    seen = []
+    host.get_submodule("attn").register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    host(torch.randn(2, C, 6, 5))
+    assert seen[0].shape == (2, C, 6, 5)
 
 
 class AddChild(nn.Module):

@@ -40,11 +40,17 @@ def test_many_generated(recipe: Recipe):
 
 
 def check(recipe: Recipe) -> None:
-    truth = truth_of(recipe)
-    check_plan(recipe, truth)
-    if truth:
-        check_identity(recipe)
-        check_gate(recipe, len(truth))
+    truth, host, source = truth_of(recipe), recipe.build(), recipe.source()
+    check_plan(host, truth)
+    if not truth:
+        return
+    before = attributes(host)
+    attn_surgery.apply(host, "se", **OPTIONS)
+    check_same(recipe, source, host)
+    check_gates(recipe, source, host, len(truth))
+    attn_surgery.remove(host)
+    assert attributes(host) == before
+    check_same(recipe, source, host)
 
 
 # No miss, no false hit
@@ -58,8 +64,7 @@ def truth_of(recipe: Recipe) -> list[TrueSite]:
     return list(dict.fromkeys(sites))
 
 
-def check_plan(recipe: Recipe, truth: list[TrueSite]) -> None:
-    host = recipe.build()
+def check_plan(host: nn.Module, truth: list[TrueSite]) -> None:
     plan = attn_surgery.plan(host, "se", **OPTIONS)
     left, missed = list(plan.sites), []
     for true in sorted(truth, key=lambda site: site.after is None):
@@ -74,19 +79,12 @@ def _is_same(site: Site, true: TrueSite) -> bool:
     return known and facts == (true.block, true.channels, true.spatial_dims)
 
 
-# The identity, bit for bit, and back
+# The identity, bit for bit
 
 
-def check_identity(recipe: Recipe) -> None:
-    untouched, host = recipe.build(), recipe.build()
-    before = attributes(host)
-    attn_surgery.apply(host, "se", **OPTIONS)
+def check_same(recipe: Recipe, source: nn.Module, host: nn.Module) -> None:
     for training in recipe.modes():
-        assert_same(observe(untouched, recipe, training), observe(host, recipe, training))
-    attn_surgery.remove(host)
-    assert attributes(host) == before
-    for training in recipe.modes():
-        assert_same(observe(untouched, recipe, training), observe(host, recipe, training))
+        assert_same(observe(source, recipe, training), observe(host, recipe, training))
 
 
 def observe(model: nn.Module, recipe: Recipe, training: bool) -> dict[str, Tensor]:
@@ -123,10 +121,8 @@ def _identities(values: dict[str, Any]) -> dict[str, Any]:
 # The branch is scaled, and nothing else
 
 
-def check_gate(recipe: Recipe, sites: int) -> None:
+def check_gates(recipe: Recipe, source: nn.Module, host: nn.Module, sites: int) -> None:
     """Compare constant gates at the sites with the source's own ends scaled by hand."""
-    host, source = recipe.build(), recipe.source()
-    attn_surgery.apply(host, "se", **OPTIONS)
     inserted = attn_surgery.inserted(host)
     assert len(inserted) == sites
     for attention in inserted.values():

@@ -29,7 +29,10 @@ from attn_surgery.models import load_model
 from attn_surgery.sites import Plan, Site
 
 GOLDEN = Path(__file__).with_name("golden")
-LIBRARIES = {"torchvision": torchvision.__version__, "timm": timm.__version__}
+LIBRARIES = {
+    "torchvision": torchvision.__version__.partition("+")[0],  # 0.29.1+cpu
+    "timm": timm.__version__,
+}
 RECORDED_WITH = {"torchvision": "0.29.1", "timm": "1.0.31"}
 
 Entry = dict[str, list[dict[str, Any]]]
