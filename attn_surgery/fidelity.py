@@ -31,7 +31,8 @@ _PURE_BUILTINS = frozenset(
 _PURE_HOMES = frozenset(
     "torch math operator _operator functools _functools itertools typing collections einops".split()
 )
-_STATE_QUERIES = frozenset(
+_UNSEEN = frozenset(
+    "checkpoint checkpoint_sequential "
     "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
     "is_anomaly_enabled are_deterministic_algorithms_enabled is_deterministic get_default_dtype "
     "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
@@ -119,8 +120,8 @@ def _resolve_names(
             continue
         value = scope[name]
         if isinstance(value, types.ModuleType):
-            asked = sorted(code.attributes & _STATE_QUERIES)
-            found.obstacles += [f"asks for the state of torch: {query}" for query in asked]
+            asked = sorted(code.attributes & _UNSEEN)
+            found.obstacles += [f"calls {query}, which a trace does not show" for query in asked]
         obstacle = _value_obstacle(name, value)
         if obstacle:
             found.obstacles.append(obstacle)
@@ -157,8 +158,8 @@ def _value_obstacle(name: str, value: Any) -> str:
     """Return why a global or closure variable cannot be followed, or ""."""
     if isinstance(value, types.ModuleType):
         return "" if value.__name__.partition(".")[0] in _PURE_HOMES else f"uses the module {name}"
-    if getattr(value, "__name__", None) in _STATE_QUERIES:
-        return f"asks for the state of torch: {value.__name__}"
+    if getattr(value, "__name__", None) in _UNSEEN:
+        return f"calls {value.__name__}, which a trace does not show"
     if isinstance(value, (nn.Module, type)) or callable(value):
         return ""
     return f"reads the global {name}"

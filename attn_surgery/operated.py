@@ -111,9 +111,22 @@ def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) ->
         patched = "forward" in vars(module) or HOST_FORWARD in vars(module)
         inner = HOST_FORWARD if patched and not methods else INNER_FORWARD
         if inner == INNER_FORWARD:
-            body[inner] = body.get("forward", base.forward)
+            body[inner] = _renamed(body.get("forward", base.forward), inner)
         body["forward"] = _passing_on(module, done.attached, inner)
     return _subclass(base, body)
+
+
+def _renamed(function: Any, name: str) -> Any:
+    """Copy a function under another name: TorchScript goes by the name that it bears."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    twin = types.FunctionType(
+        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    twin.__annotations__ = function.__annotations__
+    twin.__module__ = function.__module__
+    return twin
 
 
 def _subclass(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:

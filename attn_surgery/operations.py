@@ -284,9 +284,15 @@ def _tensor_behind(trace: Trace, value: Any) -> Tensor | None:
         node = pending.pop()
         if node.op == "get_attr":
             tensor = trace.attribute(node)
-            if isinstance(tensor, Tensor) and tensor.dim() >= 2:
-                found.append(tensor)
+            found += [tensor] if isinstance(tensor, Tensor) else []
+        elif node.op == "call_module":  # a parametrization
+            found += trace.module_at(str(node.target)).parameters()
         new = [other for other in node.all_input_nodes if other not in seen]
         seen.update(new)
         pending += new
-    return max(found, key=lambda t: (isinstance(t, nn.Parameter), math.prod(t.shape)), default=None)
+    kernels = [tensor for tensor in found if tensor.dim() >= 2]
+    return max(kernels, key=_is_learned_and_large, default=None)
+
+
+def _is_learned_and_large(tensor: Tensor) -> tuple[bool, int]:
+    return isinstance(tensor, nn.Parameter), math.prod(tensor.shape)

@@ -16,6 +16,7 @@ from attn_surgery.checks import check_host
 from attn_surgery.errors import SurgeryError, nearest
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
+from attn_surgery.graph_module import is_graph_module
 from attn_surgery.operated import as_host, surgery_of
 from attn_surgery.placing import ELSEWHERE
 from attn_surgery.preserve import likeness, undisturbed_randomness
@@ -120,6 +121,8 @@ class Forwards:
         Raises:
             UnfaithfulError: Why the forward cannot be rewritten.
         """
+        if is_graph_module(block):
+            return find(block.graph, insertion).name
         done = surgery_of(block)
         if done is not None and done.insertions:
             return self.rewritten(block, (*done.insertions, insertion)).after[-1]

@@ -134,8 +134,11 @@ def _end_before_permutation(flow: Flow, end: fx.Node, adder: Call) -> fx.Node | 
     (permuted,) = flow.inputs[end]
     if flow.forms[permuted].layout != LAST:
         return None
-    inner = branch_end(flow, permuted, adder)
-    return None if inner is permuted else inner
+    node, is_scaled = permuted, False
+    while (before := _unscaled(flow, node, adder)) is not None:
+        is_scaled |= flow.kind(node) is not Kind.IDENTITY
+        node = before
+    return node if is_scaled else None
 
 
 def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:

@@ -16,6 +16,9 @@ from attn_surgery.operations import function_name
 from attn_surgery.traces import Trace, called_path
 from attn_surgery.tracing import trace
 
+PERMUTED = "permuted_for_attention"
+"""The mark of the permutations that are put around an attention."""
+
 
 @dataclass(frozen=True)
 class Insertion:
@@ -77,7 +80,7 @@ class Original:
             UnfaithfulError: One of the values is not there.
         """
         graphs = [copy.deepcopy(graph) for graph in self.graphs]
-        after = [[_insert(graph, insertion) for insertion in insertions] for graph in graphs]
+        after = [[insert(graph, insertion) for insertion in insertions] for graph in graphs]
         return Rewritten(tuple(graphs), tuple(after[0]), self.watched)
 
 
@@ -121,7 +124,12 @@ def find(graph: fx.Graph, insertion: Insertion) -> fx.Node:
     return matches[insertion.occurrence]
 
 
-def _insert(graph: fx.Graph, insertion: Insertion) -> str:
+def insert(graph: fx.Graph, insertion: Insertion) -> str:
+    """Put the call of the attention into ``graph``; return the name of the value it receives.
+
+    Raises:
+        UnfaithfulError: The value is not there.
+    """
     node = find(graph, insertion)
     users = list(node.users)
     value = _permuted(graph, node, insertion.to_maps)
@@ -137,7 +145,9 @@ def _permuted(graph: fx.Graph, node: fx.Node, order: tuple[int, ...]) -> fx.Node
     if not order:
         return node
     with graph.inserting_after(node):
-        return graph.call_method("permute", (node, *order))
+        permuted = graph.call_method("permute", (node, *order))
+    permuted.meta[PERMUTED] = True
+    return permuted
 
 
 def _makes(node: fx.Node, insertion: Insertion) -> bool:

@@ -7,10 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from attn_surgery.attention import build
 from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.graph_module import (
+    give_graph_back,
+    graph_attentions,
+    graph_with_attention,
+    is_graph_module,
+    set_graph,
+)
 from attn_surgery.operated import (
     Surgery,
     change_class,
@@ -142,6 +149,8 @@ def remove(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         if surgery_of(module) is not None:
             give_back(module)
+        if is_graph_module(module) and graph_attentions(module):
+            give_graph_back(module)
     return model
 
 
@@ -157,7 +166,7 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
     found = {}
     for path, module in model.named_modules():
         done = surgery_of(module)
-        for name in done.attentions if done else ():
+        for name in (*graph_attentions(module), *(done.attentions if done else ())):
             found[f"{path}.{name}" if path else name] = module.get_submodule(name)
     return found
 
@@ -171,6 +180,7 @@ class _Edit:
     attached: list[str] = field(default_factory=list)
     attentions: dict[str, nn.Module] = field(default_factory=dict)
     operated: type[nn.Module] | None = None
+    graph: fx.Graph | None = None
 
 
 def _edits(decision: Decision, init: str, options: dict[str, Any]) -> list[_Edit]:
@@ -208,10 +218,14 @@ def _built(cut: Cut, init: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _prepare(edit: _Edit, decision: Decision) -> None:
+    """Make the new class of the module, or, where that is what it runs, its new graph."""
     module = edit.module
     done = surgery_of(module) or Surgery(type(module))
     insertions = (*done.insertions, *edit.insertions)
     methods: dict[str, Any] = {}
+    if is_graph_module(module):
+        edit.graph = graph_with_attention(module, edit.insertions)
+        insertions = ()
     if insertions:
         try:
             forward = decision.forwards.rewritten(module, insertions)
@@ -220,20 +234,19 @@ def _prepare(edit: _Edit, decision: Decision) -> None:
         methods = forward.methods
         done = replace(done, watched=forward.watched)
     done = replace(done, insertions=insertions, attached=(*done.attached, *edit.attached))
-    edit.operated = operated_class(module, done, methods)
+    if done.attentions:
+        edit.operated = operated_class(module, done, methods)
 
 
 def _commit(edits: list[_Edit]) -> None:
     """Change every module, or, where anything goes wrong, none."""
     before = [
-        (e.module, type(e.module), dict(vars(e.module)), dict(e.module._modules)) for e in edits
+        (edit.module, type(edit.module), dict(vars(edit.module)), dict(edit.module._modules))
+        for edit in edits
     ]
     try:
         for edit in edits:
-            for name, attention in edit.attentions.items():
-                edit.module.add_module(name, attention)
-            assert edit.operated is not None
-            change_class(edit.module, edit.operated)
+            _carry_out(edit)
     except BaseException:
         for module, cls, attributes, children in before:
             set_class(module, cls)
@@ -241,7 +254,20 @@ def _commit(edits: list[_Edit]) -> None:
             vars(module).update(attributes)
             module._modules.clear()
             module._modules.update(children)
+            if is_graph_module(module):
+                set_graph(module, module.graph, graph_attentions(module))
         raise
+
+
+def _carry_out(edit: _Edit) -> None:
+    module = edit.module
+    for name, attention in edit.attentions.items():
+        module.add_module(name, attention)
+    if edit.graph is not None and is_graph_module(module):
+        names = tuple(insertion.attention for insertion in edit.insertions)
+        set_graph(module, edit.graph, (*graph_attentions(module), *names))
+    if edit.operated is not None:
+        change_class(module, edit.operated)
 
 
 def _why_nothing(model: nn.Module, decision: Decision) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from attn_surgery.bytecode import is_asserted, signature
 from attn_surgery.preserve import Attributes, in_mode
@@ -265,9 +266,40 @@ def _run(tracer: _Tracer, training: bool) -> Trace | str:
 @contextmanager
 def _prepared(tracer: _Tracer, training: bool) -> Iterator[None]:
     root = tracer.root_call.module
-    with warnings.catch_warnings(), in_mode(list(root.modules()), training), _watching(tracer):
+    modules = list(root.modules())
+    with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer):
         warnings.simplefilter("ignore")
+        with _recorded_factories(tracer):
+            yield
+
+
+@contextmanager
+def _recorded_factories(tracer: _Tracer) -> Iterator[None]:
+    """Let torch's factories take traced sizes, which their parsers would refuse."""
+    originals = {name: getattr(torch, name) for name in _FACTORIES}
+
+    def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def make(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves((args, kwargs))):
+                return tracer.create_proxy("call_function", original, args, kwargs)
+            tracer.constants = True
+            return original(*args, **kwargs)
+
+        return make
+
+    try:
+        for name, original in originals.items():
+            setattr(torch, name, recorded(original))
         yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
+
+
+_FACTORIES = (
+    "zeros ones empty full eye tensor arange linspace rand randn randint randperm normal".split()
+)
 
 
 @contextmanager

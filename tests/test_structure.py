@@ -32,6 +32,7 @@ LAYERS = [
     "finder",
     "rewrite",
     "operated",
+    "graph_module",
     "sites",
     "checks",
     "planning",

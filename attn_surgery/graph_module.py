@@ -1,0 +1,72 @@
+"""A host that is a ``torch.fx.GraphModule`` already: its own graph takes the attention in.
+
+Copying, pickling, exporting and recompiling a ``GraphModule`` all start from its graph, so that is
+where the attention has to be.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeGuard
+
+from torch import fx, nn
+
+from attn_surgery.rewrite import PERMUTED, Insertion, insert
+
+_RECORD = "_attn_surgery"
+
+
+def is_graph_module(module: nn.Module) -> TypeGuard[fx.GraphModule]:
+    """Tell whether the module's forward is generated from a graph that it holds."""
+    return isinstance(module, fx.GraphModule) and "forward" not in vars(module)
+
+
+def graph_attentions(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the attention children that the graph of ``module`` took in."""
+    # torch keeps meta in copies and attributes in pickles
+    kept = vars(module).get(_RECORD) or vars(module).get("meta", {}).get(_RECORD, ())
+    return tuple(kept)
+
+
+def graph_with_attention(module: fx.GraphModule, insertions: list[Insertion]) -> fx.Graph:
+    """Return a copy of the module's graph with the insertions in it."""
+    graph = copy.deepcopy(module.graph)
+    for insertion in insertions:
+        insert(graph, insertion)
+    return graph
+
+
+def set_graph(module: fx.GraphModule, graph: fx.Graph, attentions: tuple[str, ...]) -> None:
+    """Give ``module`` another graph and record which of its children are attentions."""
+    module.graph = graph
+    for record in (vars(module), module.meta):
+        if attentions:
+            record[_RECORD] = attentions
+        else:
+            record.pop(_RECORD, None)
+
+
+def give_graph_back(module: fx.GraphModule) -> None:
+    """Take the attention out of the module's graph and out of its children."""
+    attentions = graph_attentions(module)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target in attentions:
+            _bypass(node)
+    set_graph(module, module.graph, ())
+    for name in attentions:
+        del module._modules[name]
+
+
+def _bypass(attention: fx.Node) -> None:
+    """Erase an attention and the permutations that were put around it."""
+    (value,) = attention.all_input_nodes
+    result = attention
+    if value.meta.get(PERMUTED):
+        (result,) = attention.users
+        (value,) = value.all_input_nodes
+    result.replace_all_uses_with(value)
+    node = result
+    while node is not value:
+        (before,) = node.all_input_nodes
+        node.graph.erase_node(node)
+        node = before
