@@ -122,7 +122,7 @@ def _resolve_names(
         if isinstance(value, types.ModuleType):
             asked = sorted(code.attributes & _UNSEEN)
             found.obstacles += [f"calls {query}, which a trace does not show" for query in asked]
-        obstacle = _value_obstacle(name, value)
+        obstacle = _value_obstacle(name, value) or _settings_obstacle(name, value, code)
         if obstacle:
             found.obstacles.append(obstacle)
         elif not _is_at_home(value) and not _is_kept_whole(function, name):
@@ -163,6 +163,19 @@ def _value_obstacle(name: str, value: Any) -> str:
     if isinstance(value, (nn.Module, type)) or callable(value):
         return ""
     return f"reads the global {name}"
+
+
+def _settings_obstacle(name: str, value: Any, code: Code) -> str:
+    """Return which plain value may be read off a global class or function of the host's, or ""."""
+    if (
+        name == "__class__"
+        or _is_at_home(value)
+        or not isinstance(value, (type, types.FunctionType))
+    ):
+        return ""
+    kept = vars(value).items()
+    read = [each for each, kind in kept if each in code.attributes and _is_plain(kind)]
+    return f"reads {name}.{read[0]}" if read else ""
 
 
 def _is_at_home(value: Any) -> bool:

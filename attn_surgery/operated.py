@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import nn
 
@@ -22,7 +23,7 @@ from attn_surgery.bytecode import signature
 from attn_surgery.errors import SurgeryError
 from attn_surgery.fidelity import watched_attributes
 from attn_surgery.preserve import Attributes
-from attn_surgery.rewrite import Insertion, UnfaithfulError, compiled, original
+from attn_surgery.rewrite import Insertion, UnfaithfulError, original, passing_on, renamed
 
 HOST_FORWARD = "_host_forward"
 """Where the host's forward stays reachable, if patched on the instance also kept."""
@@ -94,6 +95,33 @@ def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) ->
         done: What the class does.
         methods: The forward with the insertions of ``done``, where it has any.
     """
+    base, patched = done.base, "forward" in vars(module) or HOST_FORWARD in vars(module)
+    key = (base, done, patched, _identity(methods))
+    if key not in _classes:
+        _classes[key] = _subclass(base, _body(module, done, methods, patched))
+    return _classes[key]
+
+
+_classes: WeakValueDictionary[object, type[nn.Module]] = WeakValueDictionary()
+"""Blocks and copies that were operated on alike share their class."""
+
+
+def _identity(methods: dict[str, Any]) -> object:
+    """Return what tells generated methods apart: their text, and the objects that it names."""
+    return tuple(
+        (name, method.__code__.co_filename, *_named_objects(method))
+        for name, method in methods.items()
+    )
+
+
+def _named_objects(method: Any) -> list[tuple[str, int]]:
+    known = method.__globals__
+    return [(name, id(known[name])) for name in method.__code__.co_names if name in known]
+
+
+def _body(
+    module: nn.Module, done: Surgery, methods: dict[str, Any], patched: bool
+) -> dict[str, Any]:
     base = done.base
     body: dict[str, Any] = {
         "__module__": base.__module__,
@@ -108,58 +136,20 @@ def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) ->
         body["__deepcopy__"] = _deepcopy
     body |= methods
     if done.attached:
-        patched = "forward" in vars(module) or HOST_FORWARD in vars(module)
         inner = HOST_FORWARD if patched and not methods else INNER_FORWARD
         if inner == INNER_FORWARD:
-            body[inner] = _renamed(body.get("forward", base.forward), inner)
-        body["forward"] = _passing_on(module, done.attached, inner)
-    return _subclass(base, body)
+            body[inner] = renamed(body.get("forward", base.forward), inner)
+        body["forward"] = passing_on(_host_parameters(module), done.attached, inner)
+    return body
 
 
-def _renamed(function: Any, name: str) -> Any:
-    """Copy a function under another name: TorchScript goes by the name that it bears."""
-    if not isinstance(function, types.FunctionType):
-        return function
-    twin = types.FunctionType(
-        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
-    )
-    twin.__kwdefaults__ = function.__kwdefaults__
-    twin.__annotations__ = function.__annotations__
-    twin.__module__ = function.__module__
-    return twin
+def _host_parameters(module: nn.Module) -> list[inspect.Parameter]:
+    with as_host(module):
+        return list(signature(module.forward).parameters.values())
 
 
 def _subclass(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
     return types.new_class(base.__name__, (base,), exec_body=lambda scope: scope.update(body))
-
-
-def _passing_on(module: nn.Module, attached: tuple[str, ...], inner: str) -> Any:
-    """Compile a forward that passes the output of ``inner`` through the attached children."""
-    with as_host(module):
-        parameters = list(signature(module.forward).parameters.values())
-    result = f"self.{inner}"
-    known: dict[str, Any] = {}
-    if any(each.kind is not each.POSITIONAL_OR_KEYWORD for each in parameters):
-        head, result = "*args, **kwargs", f"{result}(*args, **kwargs)"
-    else:
-        head = ", ".join(_declared(each, known) for each in parameters)
-        result = f"{result}({', '.join(each.name for each in parameters)})"
-    for name in attached:
-        result = f"self.{name}({result})"
-    head = f"self, {head}" if head else "self"
-    return compiled(f"def forward({head}):\n    return {result}\n", known, "forward")
-
-
-def _declared(parameter: inspect.Parameter, known: dict[str, Any]) -> str:
-    """Write a parameter with its annotation and default, which go into ``known``."""
-    text = parameter.name
-    if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str):
-        known[f"_type_of_{parameter.name}"] = parameter.annotation
-        text += f": _type_of_{parameter.name}"
-    if parameter.default is not parameter.empty:
-        known[f"_default_of_{parameter.name}"] = parameter.default
-        text += f" = _default_of_{parameter.name}"
-    return text
 
 
 def renew(module: nn.Module, done: Surgery) -> None:
@@ -237,9 +227,23 @@ def give_back(module: nn.Module) -> None:
     done = _done(module)
     for name in done.attentions:
         del module._modules[name]
-    set_class(module, done.base)
+    set_class(module, _without_surgery(type(module)))
     if HOST_FORWARD in vars(module):
         vars(module)["forward"] = vars(module).pop(HOST_FORWARD)
+
+
+def _without_surgery(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the host's class, and on it again what others derived from the one-off class since."""
+    if "_surgery" in vars(cls):
+        return vars(cls)["_surgery"].base
+    body = {name: value for name, value in vars(cls).items() if name not in _CLASS_STATE}
+    base = _without_surgery(cls.__bases__[0])
+    return types.new_class(
+        cls.__name__, (base, *cls.__bases__[1:]), exec_body=lambda scope: scope.update(body)
+    )
+
+
+_CLASS_STATE = ("__dict__", "__weakref__")
 
 
 # Methods of every one-off class.

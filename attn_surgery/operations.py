@@ -180,7 +180,9 @@ def _of_module(module: nn.Module) -> Operation:
 
 
 def _is_torchs(cls: type) -> bool:
-    return cls.__module__.startswith(("torch.nn.", "torch.ao.")) and cls is not nn.Module
+    # not torch.nn.utils: a parametrized module is still what it was
+    home = cls.__module__
+    return home.startswith(("torch.nn.modules.", "torch.ao.")) and cls is not nn.Module
 
 
 def _upsamples(module: _ConvNd) -> bool:

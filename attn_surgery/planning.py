@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from attn_surgery.attention import build, check_options, get_builder
 from attn_surgery.checks import check_host
@@ -233,6 +234,8 @@ def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str
     target = finding.block.get_submodule(source)
     if owners[target] > 1:
         return f"{source!r} is shared"
+    if parametrize.is_parametrized(target):
+        return f"{source!r} is parametrized"
     if isinstance(target, torch.jit.ScriptModule):
         return f"{source!r} is scripted"
     if isinstance(target, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(target):

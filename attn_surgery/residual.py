@@ -248,9 +248,10 @@ def _convolution_refusal(flow: Flow, fork: fx.Node, branch: fx.Node, steps: list
     convolutions = [step for step in steps if flow.operations[step].convolution is not None]
     mixing = [step for step in steps if is_mixing(flow, step)]
     if mixing:
+        is_activated = any(flow.kind(step) is Kind.ACTIVATION for step in steps)
         is_convolved = not flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))
         is_bottleneck = len(convolutions) > 1 and not _mixes_raw(flow, fork, mixing)
-        convolves = is_convolved or is_bottleneck
+        convolves = (is_activated and is_convolved) or is_bottleneck
         return "" if convolves else "self-attention: mixes positions, not all by convolving them"
     if any(is_spatial(flow, step) for step in steps):
         return ""

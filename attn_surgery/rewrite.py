@@ -1,11 +1,13 @@
-"""A module's own ``forward``, generated anew from its trace with attention in it."""
+"""The forwards that are generated: from a trace with attention in it, or around the host's own."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import hashlib
+import inspect
 import linecache
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +176,46 @@ def _methods(graphs: tuple[fx.Graph, ...]) -> dict[str, Any]:
         f"    return self.{names[0]}({arguments})\n"
     )
     return {**methods, "forward": compiled(chosen, evaluation.globals, "forward")}
+
+
+def passing_on(parameters: list[inspect.Parameter], attached: tuple[str, ...], inner: str) -> Any:
+    """Compile a forward that passes the output of ``inner`` through the attached children."""
+    result = f"self.{inner}"
+    known: dict[str, Any] = {}
+    if any(each.kind is not each.POSITIONAL_OR_KEYWORD for each in parameters):
+        head, result = "*args, **kwargs", f"{result}(*args, **kwargs)"
+    else:
+        head = ", ".join(_declared(each, known) for each in parameters)
+        result = f"{result}({', '.join(each.name for each in parameters)})"
+    for name in attached:
+        result = f"self.{name}({result})"
+    head = f"self, {head}" if head else "self"
+    return compiled(f"def forward({head}):\n    return {result}\n", known, "forward")
+
+
+def _declared(parameter: inspect.Parameter, known: dict[str, Any]) -> str:
+    """Write a parameter with its annotation and default, which go into ``known``."""
+    text = parameter.name
+    if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str):
+        known[f"_type_of_{parameter.name}"] = parameter.annotation
+        text += f": _type_of_{parameter.name}"
+    if parameter.default is not parameter.empty:
+        known[f"_default_of_{parameter.name}"] = parameter.default
+        text += f" = _default_of_{parameter.name}"
+    return text
+
+
+def renamed(function: Any, name: str) -> Any:
+    """Copy a function under another name: TorchScript goes by the name that it bears."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    twin = types.FunctionType(
+        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    twin.__annotations__ = function.__annotations__
+    twin.__module__ = function.__module__
+    return twin
 
 
 def compiled(source: str, known: dict[str, Any], name: str) -> Any:

@@ -127,10 +127,8 @@ class Super(Block):
 class Checkpointed(Block):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            out = checkpoint(self.branch, x, use_reentrant=False)
-        else:
-            out = self.branch(x)
-        return out + x
+            return checkpoint(self.branch, x, use_reentrant=False) + x
+        return self.branch(x) + x
 
 
 class Outputs(NamedTuple):
@@ -139,13 +137,8 @@ class Outputs(NamedTuple):
 
 
 class ReturnsTuple(Block):
-    def forward(self, x: Tensor) -> Outputs:
+    def forward(self, x: Tensor) -> Outputs:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Outputs(self.branch(x) + x, x)
-
-
-class TakesList(Block):
-    def forward(self, xs: list[Tensor]) -> list[Tensor]:
-        return [self.branch(xs[0]) + xs[0], *xs[1:]]
 
 
 # What the mode decides
@@ -383,14 +376,14 @@ class ReadsSettings(Block):
 
 class ReadsFunctionAttribute(Block):
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(x) * settings.scale + x
+        return self.branch(x) * settings.scale + x  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def settings() -> None:
     """Carry an attribute, as some configurations do."""
 
 
-settings.scale = 1.0
+setattr(settings, "scale", 1.0)  # noqa: B010
 
 
 class ReadsDict(Block):
@@ -429,6 +422,9 @@ class ReadsClass(Block):
 
 class Attributes(Block):
     """Everything that a user may set afterwards."""
+
+    downsample: nn.Module | None
+    gamma: nn.Parameter | None
 
     def __init__(self) -> None:
         super().__init__()
