@@ -11,7 +11,14 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from attn_surgery.operations import Kind, Operation, argument, function_name, operation
+from attn_surgery.operations import (
+    Kind,
+    Operation,
+    argument,
+    function_name,
+    is_in_place,
+    operation,
+)
 from attn_surgery.traces import Call, Trace, index, owner
 
 MAPS = "maps"
@@ -44,12 +51,15 @@ class Flow:
         """Per node, the inputs that carry a value into it; absent where it carries none."""
         self.ancestors: dict[fx.Node, int] = {}
         """Per node that carries a value, a bit for it and for every node it depends on."""
+        self._changed: dict[fx.Node, fx.Node] = {}
+        """Per tensor that was changed in place, the node that changed it last."""
         for node in self.nodes:
             self._add(node)
 
     def _add(self, node: fx.Node) -> None:
         found = self.operations[node] = operation(self.trace, node)
-        inputs = [each for each in node.all_input_nodes if each in self.inputs]
+        inputs = [self.now(each) for each in node.all_input_nodes if each in self.inputs]
+        inputs = list(dict.fromkeys(inputs))
         if found.kind in (Kind.CONSTANT, Kind.QUERY):
             return
         if found.kind is not Kind.INPUT and not inputs:
@@ -59,6 +69,18 @@ class Flow:
         for each in inputs:
             mask |= self.ancestors[each]
         self.ancestors[node] = mask
+        if self.is_in_place(node):
+            self._changed[inputs[0]] = node
+
+    def now(self, node: fx.Node) -> fx.Node:
+        """Return the node that last changed the tensor of ``node`` in place, else ``node``."""
+        while node in self._changed:
+            node = self._changed[node]
+        return node
+
+    def is_in_place(self, node: fx.Node) -> bool:
+        """Tell whether the node changes the tensor that it is given."""
+        return is_in_place(self.trace, node)
 
     def kind(self, node: fx.Node) -> Kind:
         """Return what the node does."""

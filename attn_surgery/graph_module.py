@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from attn_surgery.rewrite import PERMUTED, Insertion, insert
 
-_RECORD = "_attn_surgery"
+_MARK = "_is_in_graph"
 
 
 def is_graph_module(module: nn.Module) -> TypeGuard[fx.GraphModule]:
@@ -23,9 +23,9 @@ def is_graph_module(module: nn.Module) -> TypeGuard[fx.GraphModule]:
 
 def graph_attentions(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the attention children that the graph of ``module`` took in."""
-    # torch keeps meta in copies and attributes in pickles
-    kept = vars(module).get(_RECORD) or vars(module).get("meta", {}).get(_RECORD, ())
-    return tuple(kept)
+    # the mark is on the attention: copies and pickles of a GraphModule drop marks on itself
+    children = module._modules.items()
+    return tuple(name for name, child in children if child and _MARK in vars(child))
 
 
 def graph_with_attention(module: fx.GraphModule, insertions: list[Insertion]) -> fx.Graph:
@@ -36,14 +36,11 @@ def graph_with_attention(module: fx.GraphModule, insertions: list[Insertion]) ->
     return graph
 
 
-def set_graph(module: fx.GraphModule, graph: fx.Graph, attentions: tuple[str, ...]) -> None:
-    """Give ``module`` another graph and record which of its children are attentions."""
+def set_graph(module: fx.GraphModule, graph: fx.Graph, attentions: list[str]) -> None:
+    """Give ``module`` another graph and mark which of its children are attentions."""
+    for name in attentions:
+        vars(module.get_submodule(name))[_MARK] = True
     module.graph = graph
-    for record in (vars(module), module.meta):
-        if attentions:
-            record[_RECORD] = attentions
-        else:
-            record.pop(_RECORD, None)
 
 
 def give_graph_back(module: fx.GraphModule) -> None:
@@ -52,7 +49,7 @@ def give_graph_back(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.target in attentions:
             _bypass(node)
-    set_graph(module, module.graph, ())
+    module.recompile()
     for name in attentions:
         del module._modules[name]
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from attn_surgery.proxies import is_primitive
 from attn_surgery.traces import Trace, baked_constant
 
 
@@ -225,16 +226,25 @@ def _callable_name(target: Any) -> str:
     return getattr(target, "__name__", type(target).__name__)
 
 
-def is_in_place(node: fx.Node) -> bool:
-    """Tell whether the node changes its first operand and is not used for its result alone."""
+def is_in_place(trace: Trace, node: fx.Node) -> bool:
+    """Tell whether the node changes its first operand."""
+    module = trace.called_module(node)
+    if module is not None:
+        return getattr(module, "inplace", False) is True and is_primitive(module)
+    if not node.op.startswith("call_") or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.kwargs.get("inplace") is True:
+        return True
     target = node.target
     name = target if isinstance(target, str) else _callable_name(target)
-    if name.startswith("__"):
-        return name.startswith("__i")
-    return name.endswith("_") or (node.op == "call_function" and name in _IN_PLACE_OPERATORS)
+    if node.op == "call_function" and getattr(target, "__module__", None) == "_operator":
+        return name in _IN_PLACE_OPERATORS
+    return name.endswith("_") and not name.endswith("__")
 
 
-_IN_PLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "imatmul"}
+_IN_PLACE_OPERATORS = frozenset(
+    "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul setitem".split()
+)
 
 
 def argument(node: fx.Node, position: int, name: str) -> Any:

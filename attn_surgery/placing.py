@@ -36,10 +36,14 @@ class Spot:
     """Whether the module's own forward holds the value, and not a child's of its."""
     occurrence: int
     """How many earlier values of the same name the forward holds."""
+    in_place: bool = False
+    """Whether making the value changed another, whose later uses mean this one."""
     source: str | None = None
     """The path of the innermost module that returns the value."""
     is_only_call: bool = False
     """Whether that module is called once for each call of the block."""
+    is_used: bool = True
+    """Whether what it returns is used, and not just what it changed in place."""
 
 
 def place(flow: Flow, end: fx.Node, adder: Call) -> tuple[Call, Spot]:
@@ -50,9 +54,11 @@ def place(flow: Flow, end: fx.Node, adder: Call) -> tuple[Call, Spot]:
         for call in calls_below(owner(end), block)
         if call.node is not None and _passes(flow, call.node, end)
     ]
+    in_place = flow.is_in_place(end)
     source = flow.trace.called_module(end) or (returning[0].module if returning else None)
     if source is None:
-        return owner(end), Spot(function_name(end), False, True, _earlier_steps(flow, end))
+        spot = Spot(function_name(end), False, True, _earlier_steps(flow, end), in_place)
+        return owner(end), spot
     if returning:
         called, caller = returning[-1].module, returning[-1].parent
         earlier = _earlier_calls(flow, returning[-1])
@@ -63,8 +69,10 @@ def place(flow: Flow, end: fx.Node, adder: Call) -> tuple[Call, Spot]:
         is_child=True,
         is_direct=caller is block,
         occurrence=earlier,
+        in_place=in_place,
         source=path_below(block.module, source),
         is_only_call=flow.call_counts[source] == flow.call_counts[block.module],
+        is_used=bool(end.users) or not in_place,
     )
 
 

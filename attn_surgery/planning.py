@@ -55,7 +55,12 @@ def insertion(finding: Finding, name: str) -> Insertion:
     spot, residual = finding.spot, finding.residual
     dims = residual.form.spatial_dims or 0
     return Insertion(
-        spot.name, spot.is_child, spot.occurrence, name, dims if residual.is_channels_last else 0
+        after=spot.name,
+        is_child=spot.is_child,
+        occurrence=spot.occurrence,
+        attention=name,
+        in_place=spot.in_place,
+        channels_last_dims=dims if residual.is_channels_last else 0,
     )
 
 
@@ -229,6 +234,8 @@ def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str
         return f"{source!r} returns its channels last"
     if source == ELSEWHERE:
         return "the child is held outside the block"
+    if not finding.spot.is_used:
+        return f"what {source!r} returns is not used"
     if not finding.spot.is_only_call:
         return f"{source!r} is called more than once"
     target = finding.block.get_submodule(source)

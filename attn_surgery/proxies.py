@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx, nn
@@ -42,6 +43,9 @@ class Value(fx.Proxy):
         tracer.branched.append(tracer.stack[-1].module)
         return number
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
     def __iter__(self) -> Iterator[Any]:
         # as in fx, which reads the caller's bytecode anew every time
         frame = sys._getframe(1)
@@ -50,6 +54,33 @@ class Value(fx.Proxy):
             elements: Any = self
             return iter([elements[i] for i in range(step.argval)])
         return self.tracer.iter(self)
+
+
+def _in_place(operation: Callable[..., Any]) -> Callable[[Value, Any], Any]:
+    """Make ``a += b`` change a tensor, as Python does; fx would compute another one."""
+
+    def operate(self: Value, other: Any) -> Any:
+        if _is_number(self.node):
+            return NotImplemented
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    return operate
+
+
+for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul".split():
+    setattr(Value, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Tell whether the node is a size, or computed from sizes."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    from_operators = getattr(node.target, "__module__", None) == "_operator"
+    return from_operators and all(_is_number(each) for each in node.all_input_nodes)
 
 
 class Watched:

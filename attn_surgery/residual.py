@@ -76,11 +76,11 @@ def residuals(flow: Flow) -> list[Residual]:
 
 
 def _recognise(flow: Flow, addition: fx.Node) -> Residual | None:
-    operands = [each for each in (*addition.args, *addition.kwargs.values()) if flow.carries(each)]
-    if len(operands) != 2 or operands[0] is operands[1]:
+    operands = flow.inputs[addition]
+    if len(operands) != 2:
         return None
     a, b = operands
-    readings = [_read(flow, addition, a, b), _read(flow, addition, b, a)]  # pyright: ignore[reportArgumentType]
+    readings = [_read(flow, addition, a, b), _read(flow, addition, b, a)]
     known = [reading for reading in readings if reading is not None]
     return min(known, key=lambda reading: bool(reading.refusal), default=None)
 

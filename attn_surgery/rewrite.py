@@ -32,6 +32,8 @@ class Insertion:
     occurrence: int
     attention: str
     """The name of the attention among the module's children."""
+    in_place: bool = False
+    """Whether making the value changed another, whose later uses mean this one."""
     channels_last_dims: int = 0
     """The number of spatial dims of a value ``(N, *spatial, C)``; 0 for ``(N, C, *spatial)``."""
 
@@ -134,12 +136,16 @@ def insert(graph: fx.Graph, insertion: Insertion) -> str:
     """
     node = find(graph, insertion)
     users = list(node.users)
+    if insertion.in_place and isinstance(node.args[0], fx.Node):
+        users += [user for user in node.args[0].users if user > node]
     value = _permuted(graph, node, insertion.to_maps)
     with graph.inserting_after(value):
         attention = graph.call_module(insertion.attention, (value,))
     result = _permuted(graph, attention, insertion.from_maps)
     for user in users:
         user.replace_input_with(node, result)
+        if insertion.in_place and isinstance(node.args[0], fx.Node):
+            user.replace_input_with(node.args[0], result)
     return node.name
 
 

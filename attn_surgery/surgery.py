@@ -166,7 +166,8 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
     found = {}
     for path, module in model.named_modules():
         done = surgery_of(module)
-        for name in (*graph_attentions(module), *(done.attentions if done else ())):
+        in_graph = graph_attentions(module) if is_graph_module(module) else ()
+        for name in (*in_graph, *(done.attentions if done else ())):
             found[f"{path}.{name}" if path else name] = module.get_submodule(name)
     return found
 
@@ -255,7 +256,7 @@ def _commit(edits: list[_Edit]) -> None:
             module._modules.clear()
             module._modules.update(children)
             if is_graph_module(module):
-                set_graph(module, module.graph, graph_attentions(module))
+                module.recompile()
         raise
 
 
@@ -264,8 +265,7 @@ def _carry_out(edit: _Edit) -> None:
     for name, attention in edit.attentions.items():
         module.add_module(name, attention)
     if edit.graph is not None and is_graph_module(module):
-        names = tuple(insertion.attention for insertion in edit.insertions)
-        set_graph(module, edit.graph, (*graph_attentions(module), *names))
+        set_graph(module, edit.graph, [each.attention for each in edit.insertions])
     if edit.operated is not None:
         change_class(module, edit.operated)
 

@@ -2135,19 +2135,21 @@ def blocks(shape: Shape, *, traceable: bool = False) -> st.SearchStrategy[BlockS
         norms = list(NORMS_2D if shape.dims == 2 else NORMS)
         if traceable:
             norms = [each for each in norms if "frozen" not in each]
+        additions = [name for name in ADDITIONS if name not in UNFAITHFUL]
+        addition = draw(st.sampled_from(additions if traceable else list(ADDITIONS)))
+        drop = draw(st.sampled_from(list(DROPS)))
+        needs_child = addition in UNFAITHFUL or drop in UNFAITHFUL_DROPS
+        # the output of a parametrized convolution cannot be attached to
+        convs = ("plain", "standardised") if needs_child else CONVS
         full = Shape(
             shape.dims,
             shape.inward,
             shape.outward,
             shape.stride,
             draw(st.sampled_from(norms)),
-            draw(st.sampled_from(CONVS)),
+            draw(st.sampled_from(convs)),
         )
         names = [name for name, (_, fits) in SHORTCUTS.items() if fits(full)]
-        additions = [name for name in ADDITIONS if name not in UNFAITHFUL]
-        addition = draw(st.sampled_from(additions if traceable else list(ADDITIONS)))
-        drop = draw(st.sampled_from(list(DROPS)))
-        needs_child = addition in UNFAITHFUL or drop in UNFAITHFUL_DROPS
         branches = [*ENDS_IN_CHILD] if needs_child else [*BRANCHES]
         if traceable:
             branches.remove("forward called")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from generated import Recipe, TrueSite, gated, recipes, true_sites
 from hypothesis import HealthCheck, given, settings
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import attn_surgery
 from attn_surgery import Site
@@ -102,9 +102,14 @@ def assert_same(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
         assert torch.equal(expected[name], found[name]), name
 
 
+CHANGES = {"training", "calls", "_graph", "_code", "_lineno_map", "_prologue_start"}
+"""What a pass may change, and what a ``GraphModule`` makes anew from an equal graph."""
+
+
 def attributes(model: nn.Module) -> dict[str, Any]:
-    """Return the class and the attributes of every module, but for what a pass changes."""
-    return {
+    """Return the class and the attributes of every module, but for CHANGES."""
+    code = {"code": model.code} if isinstance(model, fx.GraphModule) else {}
+    return code | {
         path: (id(module), type(module), _identities(vars(module)))
         for path, module in model.named_modules()
     }
@@ -114,7 +119,7 @@ def _identities(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _identities(value) if isinstance(value, dict) else id(value)
         for name, value in values.items()
-        if name not in ("training", "calls")
+        if name not in CHANGES
     }
 
 
