@@ -86,6 +86,94 @@ def test_a_statement_that_adds_in_place_is_seen():
     check_one_site(InPlace(), "bn2")
 
 
+def augmented_alias(self, x):
+    y = x * 1.0
+    z = y
+    y += self.branch(x)
+    return y + z * 0.1
+
+
+def augmented_factor(self, x):
+    out = self.branch(x)
+    same = out
+    out *= 0.5
+    return same + x
+
+
+def added_into_the_input(self, x):
+    x += self.branch(x)
+    return x
+
+
+def set_item(self, x):
+    out = self.branch(x)
+    out[:] = out + x
+    return out
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [augmented_alias, augmented_factor, added_into_the_input, set_item],
+    ids=lambda function: function.__name__,
+)
+def test_what_changes_in_place_changes_for_every_name(forward):
+    host = type("InPlace", (Block,), {"forward": forward})().eval()
+    x = torch.randn(2, C, 6, 6)
+    given, expected = x.clone(), host(same := x.clone())
+    attn_surgery.apply(host, "se", reduction=2)
+    assert torch.equal(host(given), expected)
+    assert torch.equal(given, same)
+
+
+class ActsInPlace(Block):
+    """The last activation is a statement."""
+
+    def branch(self, x):
+        out = super().branch(x)
+        F.relu_(out)
+        return out
+
+    def add(self, x, out):
+        return out + x
+
+
+class AddsInPlace(Block):
+    """What is returned is the shortcut, changed by a statement."""
+
+    def add(self, x, out):
+        identity = x.clone()
+        identity.add_(out)
+        return identity
+
+
+def test_a_statement_may_end_the_branch():
+    check_one_site(ActsInPlace(), "relu_")
+
+
+def test_the_attention_acts_on_what_a_statement_made():
+    host = ActsInPlace().eval()
+    x = torch.randn(2, C, 6, 6)
+    before = host(x)
+    attn_surgery.apply(host, "se", reduction=2)
+    (attention,) = attn_surgery.inserted(host).values()
+    nn.init.constant_(attention.get_parameter("fc2.bias"), -100.0)
+    torch.testing.assert_close(host(x), x, rtol=0, atol=0)
+    assert not torch.equal(before, x)
+
+
+def test_a_block_that_changes_in_place_is_followed_from_outside():
+    class Group(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.last = AddsInPlace(), conv()
+
+        def forward(self, x):
+            return x + self.last(self.block(x))
+
+    plan = attn_surgery.plan(Group(), "se")
+    assert {(s.block, s.after) for s in plan.sites} == {("block", "bn2"), ("", "last")}
+
+
 def check_one_site(host: nn.Module, after: str, block: str = "") -> Site:
     plan = attn_surgery.plan(host, "se", existing="stack")
     assert [(site.block, site.after) for site in plan.sites] == [(block, after)], str(plan)

@@ -14,7 +14,7 @@ import attn_surgery
 from attn_surgery import Site
 
 OFTEN = settings(
-    max_examples=200,
+    max_examples=400,
     deadline=None,
     derandomize=True,
     database=None,
