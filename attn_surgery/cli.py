@@ -147,7 +147,7 @@ def _add_surgery_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--position",
         default="standard",
-        help="standard (default), pre, post, identity or mid",
+        help="where in the branch (default: standard, its end)",
     )
     command.add_argument(
         "--existing", default="skip", help="where there is attention: skip (default) or stack"

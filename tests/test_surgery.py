@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import attn_surgery
 import attn_surgery.surgery as surgery_module
@@ -169,6 +170,18 @@ def test_a_plan_prints_as_a_table(host):
     assert "2 sites to cut" in text
     assert "layer1.1  BasicBlock  bn2      64" in text
     assert "not selected by where" in text
+
+
+@pytest.mark.parametrize("attention", ["se", "cbam"])
+def test_no_second_copy_of_the_weights(attention):
+    host = torchvision.models.resnet50()
+    held = {id(parameter) for parameter in host.parameters()}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        attn_surgery.apply(host, attention)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiled.events() or [])
+    added = [parameter for parameter in host.parameters() if id(parameter) not in held]
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in added)
+    assert needed <= allocated < 1.1 * needed
 
 
 # Bad input
