@@ -273,7 +273,7 @@ def _chosen(sites: list[Site], request: Request) -> set[Site]:
     if where is None:
         return set(sites)
     if callable(where):
-        chosen = {site for site in sites if where(site)}
+        chosen = {site for site in sites if not site.reason and where(site)}
     elif isinstance(where, (str, Sequence)) and all(isinstance(each, str) for each in where):
         patterns = [where] if isinstance(where, str) else list(where)
         _check_patterns("where", patterns, sites)

@@ -67,10 +67,14 @@ def undisturbed_randomness() -> Iterator[None]:
     """Put the random states of torch and Python back afterwards."""
     state = random.getstate()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(_devices()):
             yield
     finally:
         random.setstate(state)
+
+
+def _devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def likeness(module: nn.Module) -> object:

@@ -149,6 +149,32 @@ def test_plan_changes_nothing(host, untouched):
     attn_surgery.plan(host, "cbam")
 
 
+def test_planning_runs_no_hooks(host):
+    fired = []
+    for module in host.modules():
+        module.register_forward_hook(lambda module, *_: fired.append(module))
+        module.register_forward_pre_hook(lambda module, *_: fired.append(module))
+    attn_surgery.plan(host)
+    assert not fired
+
+
+def test_a_predicate_sees_only_sites_that_can_be_cut():
+    class Maps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = torchvision.models.resnet.BasicBlock(8, 8)
+            self.mlp = nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1))
+
+        def forward(self, x):
+            x = self.block(x)
+            return x + self.mlp(x)
+
+    seen = []
+    plan = attn_surgery.plan(Maps(), "se", where=lambda site: not seen.append(site))
+    assert [site.block for site in seen] == ["block"]
+    assert [site.reason for site in plan.skipped] == ["1x1 convolutions only: a channel MLP"]
+
+
 def test_a_plan_is_plain_data(host):
     plan = attn_surgery.plan(host, "se", where="layer1.0")
     data = json.loads(json.dumps(plan.to_dict()))
