@@ -87,9 +87,14 @@ def _other_paths(traces: list[Trace], fruitless: set[object]) -> Iterator[Trace]
         if alike in fruitless or not spells_addition(module):
             continue
         others = trace(module, inline=True, every_path=True)[0]
-        if not any(residuals(Flow(each)) for each in others):
+        if any(_holds_block(each) for each in others):
+            yield from others
+        else:
             fruitless.add(alike)
-        yield from others
+
+
+def _holds_block(traced: Trace) -> bool:
+    return any(not residual.refusal for residual in residuals(Flow(traced)))
 
 
 def _findings(traced: Trace, paths: dict[nn.Module, str]) -> Iterator[Finding]:

@@ -80,9 +80,7 @@ def _devices() -> list[int]:
 def likeness(module: nn.Module) -> object:
     """Return what decides the way through ``module.forward``: equal for modules built alike."""
     own = [
-        (name, repr(value) if isinstance(value, _PLAIN) else id(value))
-        for name, value in vars(module).items()
-        if name not in _MODULE_STATE
+        (name, _mark(value)) for name, value in vars(module).items() if name not in _MODULE_STATE
     ]
     tensors = [
         (name, tensor is None)
@@ -94,5 +92,14 @@ def likeness(module: nn.Module) -> object:
     return tuple(own), tuple(tensors), tuple(children), tuple(below)
 
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
+def _mark(value: Any) -> object:
+    """Return what tells a value from another: its text if it is plain, else its identity."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(each, _PLAIN) for each in value):
+        return repr(value)
+    return id(value)
+
+
+_PLAIN = (bool, int, float, str, type(None))
 _MODULE_STATE = frozenset(vars(nn.Module()))
