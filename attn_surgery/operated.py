@@ -96,7 +96,8 @@ def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) ->
         methods: The forward with the insertions of ``done``, where it has any.
     """
     base, patched = done.base, "forward" in vars(module) or HOST_FORWARD in vars(module)
-    key = (base, done, patched, _identity(methods))
+    declared = tuple(map(str, _host_parameters(module))) if patched else ()
+    key = (base, done, patched, declared, _identity(methods))
     if key not in _classes:
         _classes[key] = _subclass(base, _body(module, done, methods, patched))
     return _classes[key]
@@ -107,7 +108,7 @@ _classes: WeakValueDictionary[object, type[nn.Module]] = WeakValueDictionary()
 
 
 def _identity(methods: dict[str, Any]) -> object:
-    """Return what tells generated methods apart: their text, and the objects that it names."""
+    """Return what tells generated methods apart: their text, and the objects that they name."""
     return tuple(
         (name, method.__code__.co_filename, *_named_objects(method))
         for name, method in methods.items()
