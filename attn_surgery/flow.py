@@ -69,7 +69,8 @@ class Flow:
         for each in inputs:
             mask |= self.ancestors[each]
         self.ancestors[node] = mask
-        if self.is_in_place(node):
+        # what a child does to its argument behind the caller's back cannot be cut there
+        if self.is_in_place(node) and owner(inputs[0]) is owner(node):
             self._changed[inputs[0]] = node
 
     def now(self, node: fx.Node) -> fx.Node:

@@ -55,6 +55,8 @@ def place(flow: Flow, end: fx.Node, adder: Call) -> tuple[Call, Spot]:
         if call.node is not None and _passes(flow, call.node, end)
     ]
     in_place = flow.is_in_place(end)
+    if in_place and returning:  # what is changed within the child is no matter of the block's
+        in_place = index(flow.inputs[end][0]) < returning[-1].start
     source = flow.trace.called_module(end) or (returning[0].module if returning else None)
     if source is None:
         spot = Spot(function_name(end), False, True, _earlier_steps(flow, end), in_place)

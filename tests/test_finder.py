@@ -161,6 +161,46 @@ def test_the_attention_acts_on_what_a_statement_made():
     assert not torch.equal(before, x)
 
 
+class EndsInPlace(Block):
+    """A child of several layers changes its own tensor last, not the block's."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(conv(), nn.BatchNorm2d(C), nn.SiLU(inplace=True))
+
+    def forward(self, x):
+        out = self.body(x)
+        out += x
+        return out
+
+
+class ChangesWhatItIsGiven(nn.Module):
+    def forward(self, x):
+        F.relu_(x)
+        return x
+
+
+class ActsInAChild(Block):
+    def __init__(self):
+        super().__init__()
+        self.act = ChangesWhatItIsGiven()
+
+    def add(self, x, out):
+        self.act(out)
+        return out + x
+
+
+def test_a_child_may_change_its_own_tensor_or_what_it_is_given():
+    check_one_site(EndsInPlace(), "body")
+    host = ActsInAChild().eval()
+    x = torch.randn(2, C, 6, 6)
+    expected = host(x)
+    (site,) = attn_surgery.plan(host, "se").sites
+    assert (site.after, site.method) == ("bn2", "rewrite")
+    attn_surgery.apply(host, "se", reduction=2)
+    assert torch.equal(host(x), expected)
+
+
 def test_a_block_that_changes_in_place_is_followed_from_outside():
     class Group(nn.Module):
         def __init__(self):
