@@ -98,9 +98,10 @@ def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) ->
     base, patched = done.base, "forward" in vars(module) or HOST_FORWARD in vars(module)
     declared = tuple(map(str, _host_parameters(module))) if patched else ()
     key = (base, done, patched, declared, _identity(methods))
-    if key not in _classes:
-        _classes[key] = _subclass(base, _body(module, done, methods, patched))
-    return _classes[key]
+    known = _classes.get(key)
+    if known is None:
+        known = _classes[key] = _subclass(base, _body(module, done, methods, patched))
+    return known
 
 
 _classes: WeakValueDictionary[object, type[nn.Module]] = WeakValueDictionary()
