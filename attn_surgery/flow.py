@@ -69,8 +69,7 @@ class Flow:
         for each in inputs:
             mask |= self.ancestors[each]
         self.ancestors[node] = mask
-        # what a child does to its argument behind the caller's back cannot be cut there
-        if self.is_in_place(node) and owner(inputs[0]) is owner(node):
+        if self.is_in_place(node):
             self._changed[inputs[0]] = node
 
     def now(self, node: fx.Node) -> fx.Node:
@@ -78,6 +77,12 @@ class Flow:
         while node in self._changed:
             node = self._changed[node]
         return node
+
+    def becomes(self, node: fx.Node, later: fx.Node) -> bool:
+        """Tell whether ``later`` is the tensor of ``node``, changed in place or not."""
+        while node is not later and node in self._changed:
+            node = self._changed[node]
+        return node is later
 
     def is_in_place(self, node: fx.Node) -> bool:
         """Tell whether the node changes the tensor that it is given."""

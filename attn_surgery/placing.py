@@ -59,8 +59,10 @@ def place(flow: Flow, end: fx.Node, adder: Call) -> tuple[Call, Spot]:
         in_place = index(flow.inputs[end][0]) < returning[-1].start
     source = flow.trace.called_module(end) or (returning[0].module if returning else None)
     if source is None:
-        spot = Spot(function_name(end), False, True, _earlier_steps(flow, end), in_place)
-        return owner(end), spot
+        # what a child did to its argument without returning it cannot be cut there
+        is_reachable = not in_place or index(flow.inputs[end][0]) >= owner(end).start
+        steps = _earlier_steps(flow, end)
+        return owner(end), Spot(function_name(end), False, is_reachable, steps, in_place)
     if returning:
         called, caller = returning[-1].module, returning[-1].parent
         earlier = _earlier_calls(flow, returning[-1])
@@ -92,7 +94,7 @@ def _passes(flow: Flow, node: fx.Node, end: fx.Node) -> bool:
     """Tell whether ``node`` is ``end``, handed on by nothing but ``nn.Identity``."""
     while node is not end and flow.kind(node) is Kind.IDENTITY and flow.trace.called_module(node):
         (node,) = flow.inputs[node]
-    return node is end
+    return flow.becomes(node, end)
 
 
 def _earlier_steps(flow: Flow, end: fx.Node) -> int:

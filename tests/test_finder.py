@@ -196,9 +196,12 @@ def test_a_child_may_change_its_own_tensor_or_what_it_is_given():
     x = torch.randn(2, C, 6, 6)
     expected = host(x)
     (site,) = attn_surgery.plan(host, "se").sites
-    assert (site.after, site.method) == ("bn2", "rewrite")
+    assert (site.after, site.method) == ("act", "rewrite")
     attn_surgery.apply(host, "se", reduction=2)
     assert torch.equal(host(x), expected)
+    (attention,) = attn_surgery.inserted(host).values()
+    nn.init.constant_(attention.get_parameter("fc2.bias"), -100.0)
+    assert torch.equal(host(x), x)
 
 
 def test_a_block_that_changes_in_place_is_followed_from_outside():
