@@ -1,7 +1,7 @@
 """The one error that users of the package meet."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SurgeryError(ValueError):
@@ -28,3 +28,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
+    """Refuse an argument that is none of the accepted words.
+
+    Raises:
+        SurgeryError: It is none of them.
+    """
+    if value not in accepted:
+        raise SurgeryError(
+            f"{name}={value!r} is not supported{nearest(str(value), accepted)}; "
+            f"accepted: {', '.join(map(repr, accepted))}"
+        )

@@ -92,10 +92,6 @@ class Flow:
         """Return what the node does."""
         return self.operations[node].kind
 
-    def carries(self, value: Any) -> bool:
-        """Tell whether ``value`` is a node that carries a value of the trace's inputs."""
-        return isinstance(value, fx.Node) and value in self.inputs
-
     def depends(self, node: fx.Node, on: fx.Node) -> bool:
         """Tell whether the value of ``node`` depends on that of ``on`` (or is it)."""
         return bool(self.ancestors[node] >> index(on) & 1)

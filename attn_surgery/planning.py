@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from attn_surgery.attention import build, check_options, get_builder
 from attn_surgery.checks import check_host
-from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
 from attn_surgery.graph_module import is_graph_module
@@ -176,13 +176,8 @@ def decide(model: object, request: Request) -> Decision:
 
 
 def _check_request(request: Request) -> None:
-    for name, accepted in (("position", POSITIONS), ("existing", EXISTING)):
-        value = getattr(request, name)
-        if value not in accepted:
-            raise SurgeryError(
-                f"{name}={value!r} is not supported{nearest(value, accepted)}; "
-                f"accepted: {', '.join(map(repr, accepted))}"
-            )
+    check_choice("position", request.position, POSITIONS)
+    check_choice("existing", request.existing, EXISTING)
     attention = request.attention
     if isinstance(attention, Mapping) and not attention:
         raise SurgeryError("attention={} names no attention; give pattern -> attention")

@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 
 from attn_surgery.attention import build
-from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.attention.gate import INITS
+from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.graph_module import (
     give_graph_back,
     graph_attentions,
@@ -26,12 +27,18 @@ from attn_surgery.operated import (
     set_class,
     surgery_of,
 )
-from attn_surgery.planning import Attention, Cut, Decision, Request, Where, decide, free_name
+from attn_surgery.planning import (
+    Attention,
+    Cut,
+    Decision,
+    Request,
+    Where,
+    decide,
+    free_name,
+)
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.rewrite import Insertion, UnfaithfulError
 from attn_surgery.sites import Plan
-
-INITS = ("identity", "paper")
 
 
 def plan(
@@ -116,11 +123,7 @@ def apply(
         >>> torch.equal(attn_surgery.apply(host, "cbam")(x), before)
         True
     """
-    if init not in INITS:
-        raise SurgeryError(
-            f"init={init!r} is not supported{nearest(init, INITS)}; "
-            f"accepted: {', '.join(map(repr, INITS))}"
-        )
+    check_choice("init", init, INITS)
     decision = decide(model, Request(attention, where, position, existing, options))
     if not decision.cuts:
         raise SurgeryError(_why_nothing(model, decision))
