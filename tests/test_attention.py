@@ -29,7 +29,8 @@ from attn_surgery.attention import (
     register,
     registry,
 )
-from attn_surgery.attention.gate import IdentityStart, pool
+from attn_surgery.attention.gate import pool
+from attn_surgery.attention.identity import IdentityStart
 from attn_surgery.errors import SurgeryError
 
 C = 32
@@ -620,7 +621,7 @@ class TestRefusals:
 
 @pytest.fixture
 def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_builders", dict(registry._builders))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 def doubling(channels: int, *, times: int = 2) -> nn.Module:

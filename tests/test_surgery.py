@@ -62,7 +62,7 @@ def test_where_selects_blocks(host, where, expected):
 
 
 def test_a_mapping_puts_different_attention_at_different_sites(host):
-    attention = {"layer4.*": "cbam", "layer?.0": "se", "layer3.*": lambda channels: nn.Identity()}
+    attention = {"layer4.*": "cbam", "layer?.0": "se", "layer3.*": lambda c: nn.Conv2d(c, c, 1)}
     attn_surgery.apply(host, attention)
     kinds = {path: type(found).__name__ for path, found in attn_surgery.inserted(host).items()}
     assert kinds["layer4.0.attn"] == kinds["layer4.1.attn"] == "CBAM"

@@ -14,7 +14,7 @@ CHANNEL_ORDERS = ("max_mean", "mean_max")
 ORDERS = ("channel_first", "spatial_first", "parallel")
 
 
-@register("cam")
+@register("cam", paper="Woo et al. 2018, arXiv:1807.06521, eq. 2", dims=(1, 2, 3))
 class ChannelAttention(ChannelGate):
     """CBAM's channel attention (Woo et al. 2018, arXiv:1807.06521, section 3, eq. 2).
 
@@ -72,7 +72,7 @@ class ChannelAttention(ChannelGate):
         )
 
 
-@register("sam")
+@register("sam", paper="Woo et al. 2018, arXiv:1807.06521, eq. 3", dims=(1, 2, 3))
 class SpatialAttention(nn.Module):
     """CBAM's spatial attention (Woo et al. 2018, arXiv:1807.06521, section 3, eq. 3).
 
@@ -154,7 +154,7 @@ class SpatialAttention(nn.Module):
         return f"channel_order={self.channel_order}, init={self.init}"
 
 
-@register("cbam")
+@register("cbam", paper="Woo et al. 2018, arXiv:1807.06521", dims=(1, 2, 3))
 class CBAM(nn.Module):
     """Convolutional block attention (Woo et al. 2018, arXiv:1807.06521, section 3, eq. 1 to 3).
 

@@ -1,4 +1,4 @@
-"""What SE and CBAM share: pooling over space, the gate, the gated MLP, the identity start."""
+"""What SE and CBAM share: pooling over space, the gate, the gated MLP."""
 
 from typing import Any
 
@@ -170,35 +170,3 @@ def pool_list(pools: Any) -> list[str]:
         accepted = ", ".join(repr(kind) for kind in POOLS)
         raise SurgeryError(f"pools={pools!r}: must be a list or tuple of one or more of {accepted}")
     return [choice("pools", kind, POOLS) for kind in pools]
-
-
-class IdentityStart(nn.Module):
-    """Let any shape-preserving module start as the identity: ``x + alpha * (f(x) - x)``.
-
-    ``alpha`` is a scalar that starts at 0 and is learned (ReZero, Bachlechner et al. 2020,
-    arXiv:2003.04887, eq. 2, with f(x) - x for their F); at 1 the module is f. At the first step
-    the gradient reaches ``alpha`` alone. The values equal those of x for every finite f(x), but a
-    negative zero may come out as a positive one.
-
-    Shapes: those of x, whatever they are.
-
-    Args:
-        f: The module that is wrapped.
-
-    Example:
-        >>> x = torch.randn(2, 8, 4, 4)
-        >>> torch.equal(IdentityStart(nn.Sigmoid())(x), x)
-        True
-    """
-
-    def __init__(self, f: nn.Module):
-        super().__init__()
-        self.f = f
-        self.alpha = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Blend x and f(x): shape and dtype of x."""
-        y = self.f(x)
-        # Not a raise: torch.fx can trace it. Broadcasting would hide an f that returns a gate.
-        torch._assert(y.shape == x.shape, "the wrapped attention must return the shape it is given")
-        return x + (self.alpha * (y - x)).to(x.dtype)

@@ -1,32 +1,53 @@
-"""The attention modules that there are, by name, and how one of them is built."""
+"""The attention modules that there are, by name, and the options that each accepts."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
 
-from attn_surgery.attention.gate import CONV, INITS, IdentityStart
-from attn_surgery.attention.options import choice, whole
 from attn_surgery.errors import SurgeryError, nearest
 
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
 
 ENGINE_KEYWORDS = ("channels", "spatial_dims", "init")
-_builders: dict[str, Builder] = {}
 
 
-def register(name: str) -> Callable[[B], B]:
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a registered attention.
+
+    Attributes:
+        builder: Called as ``builder(channels, **options)``.
+        paper: The publication, as ``Hu et al. 2018, arXiv:1709.01507``; "" where none was given.
+        dims: The numbers of spatial dimensions of the maps that it takes; None: not known.
+    """
+
+    builder: Builder
+    paper: str = ""
+    dims: tuple[int, ...] | None = None
+
+
+_entries: dict[str, Entry] = {}
+
+
+def register(
+    name: str, *, paper: str = "", dims: tuple[int, ...] | None = None
+) -> Callable[[B], B]:
     """Make ``attention=name`` mean the builder below this decorator.
 
     A builder is called as ``builder(channels, **options)`` and returns a module that maps
     ``(N, C, *spatial)`` to ``(N, C, *spatial)``. One whose signature names ``spatial_dims`` (1, 2
     or 3) or ``init`` (``identity`` or ``paper``) gets them, and one that names ``init`` has to
-    start as the identity by itself.
+    start as the identity by itself. The others get their identity start from outside.
 
     Args:
         name: The name, not taken so far.
+        paper: The publication, for ``attn-surgery list``.
+        dims: The numbers of spatial dimensions that it works in, where they are known: on others
+            it is refused.
 
     Raises:
         SurgeryError: If the name is taken, or not a non-empty string.
@@ -37,15 +58,15 @@ def register(name: str) -> Callable[[B], B]:
         ...     return nn.Identity()
         >>> "doctest_nothing" in available()
         True
-        >>> del _builders["doctest_nothing"]
+        >>> del _entries["doctest_nothing"]
     """
     if not isinstance(name, str) or not name:
         raise SurgeryError(f"an attention's name must be a non-empty string, not {name!r}")
 
     def record(builder: B) -> B:
-        if name in _builders:
+        if name in _entries:
             raise SurgeryError(f"an attention named {name!r} is registered already; choose another")
-        _builders[name] = builder
+        _entries[name] = Entry(builder, paper, dims)
         return builder
 
     return record
@@ -58,7 +79,24 @@ def available() -> list[str]:
         >>> available()
         ['cam', 'cbam', 'sam', 'se']
     """
-    return sorted(_builders)
+    return sorted(_entries)
+
+
+def entry(name: str) -> Entry:
+    """Return what was registered under ``name``.
+
+    Raises:
+        SurgeryError: Nothing was.
+
+    Example:
+        >>> entry("se").paper
+        'Hu et al. 2018, arXiv:1709.01507'
+    """
+    if name in _entries:
+        return _entries[name]
+    names = ", ".join(repr(known) for known in available())
+    hint = nearest(name, _entries)
+    raise SurgeryError(f"unknown attention {name!r}{hint}; available: {names}")
 
 
 def get_builder(attention: str | Builder) -> Builder:
@@ -67,14 +105,11 @@ def get_builder(attention: str | Builder) -> Builder:
     Raises:
         SurgeryError: If nothing has that name, or it is neither a name nor a builder.
     """
-    names = ", ".join(repr(name) for name in available())
     if isinstance(attention, str):
-        if attention in _builders:
-            return _builders[attention]
-        hint = nearest(attention, _builders)
-        raise SurgeryError(f"unknown attention {attention!r}{hint}; available: {names}")
-    # A module is callable too, but one module cannot sit at several sites.
+        return entry(attention).builder
+    # Every nn.Module is callable, but one instance can not sit at several sites.
     if isinstance(attention, nn.Module) or not callable(attention):
+        names = ", ".join(repr(known) for known in available())
         raise SurgeryError(
             f"attention must be one of {names}, or a callable (channels, **options) -> nn.Module, "
             f"not an instance of {type(attention).__name__}"
@@ -95,7 +130,7 @@ def check_options(attention: str | Builder, options: Mapping[str, Any]) -> None:
         ...
         attn_surgery.errors.SurgeryError: attention 'sam' has no option 'norms' (it accepts ...
     """
-    parameters = _parameters(get_builder(attention))
+    parameters = parameters_of(get_builder(attention))
     accepted = [
         name
         for name, parameter in list(parameters.items())[1:]
@@ -107,68 +142,18 @@ def check_options(attention: str | Builder, options: Mapping[str, Any]) -> None:
     for option in options:
         if option in ENGINE_KEYWORDS:
             raise SurgeryError(
-                f"attention {_name(attention)}: {option!r} is no option, as the surgery decides it "
-                f"at every site ({listed})"
+                f"attention {name_of(attention)}: {option!r} is no option, as the surgery decides "
+                f"it at every site ({listed})"
             )
         if option not in accepted and (not anything or option in list(parameters)[:1]):
             raise SurgeryError(
-                f"attention {_name(attention)} has no option {option!r} ({listed})"
+                f"attention {name_of(attention)} has no option {option!r} ({listed})"
                 f"{nearest(option, accepted)}"
             )
 
 
-def build(
-    attention: str | Builder,
-    channels: int,
-    *,
-    spatial_dims: int = 2,
-    init: str = "identity",
-    options: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """Build one attention module.
-
-    A builder that does not know ``init`` gets its identity start from outside, by
-    ``IdentityStart``; ``init="paper"`` leaves what it builds as it is.
-
-    Args:
-        attention: A registered name, or a builder.
-        channels: C of the maps that it will get, ``(N, C, *spatial)``.
-        spatial_dims: The number of spatial dimensions of those maps: 1, 2 or 3.
-        init: ``identity`` or ``paper``.
-        options: The builder's own keywords.
-
-    Raises:
-        SurgeryError: If the attention is unknown, an option is refused, or the builder fails or
-            returns something other than a module.
-
-    Example:
-        >>> build("se", 64, options={"reduction": 8}).fc1.out_channels
-        8
-    """
-    options = dict(options or {})
-    check_options(attention, options)
-    whole("channels", channels)
-    choice("spatial_dims", spatial_dims, tuple(CONV))
-    choice("init", init, INITS)
-    builder = get_builder(attention)
-    parameters = _parameters(builder)
-    ours = {"spatial_dims": spatial_dims, "init": init}
-    known = {name: value for name, value in ours.items() if name in parameters}
-    call = f"attention {_name(attention)} with channels={channels}, options={options}"
-    try:
-        module = builder(channels, **known, **options)
-    # Whatever a foreign builder raises (timm asserts, torch raises RuntimeError), the user meets
-    # one error.
-    except Exception as error:
-        raise SurgeryError(f"cannot build {call}: {type(error).__name__}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise SurgeryError(f"{call} must be an nn.Module, but is a {type(module).__name__}")
-    if init == "identity" and "init" not in known:
-        return IdentityStart(module)
-    return module
-
-
-def _parameters(builder: Builder) -> Mapping[str, inspect.Parameter]:
+def parameters_of(builder: Builder) -> Mapping[str, inspect.Parameter]:
+    """Return what a builder accepts, by name."""
     # A builder without a signature (written in C) may accept anything.
     try:
         return inspect.signature(builder).parameters
@@ -176,7 +161,8 @@ def _parameters(builder: Builder) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(lambda channels, /, **options: None).parameters
 
 
-def _name(attention: str | Builder) -> str:
+def name_of(attention: str | Builder) -> str:
+    """Return the attention's name as messages write it."""
     if isinstance(attention, str):
         return repr(attention)
     return repr(getattr(attention, "__qualname__", type(attention).__qualname__))

@@ -5,7 +5,7 @@ from attn_surgery.attention.options import choice
 from attn_surgery.attention.registry import register
 
 
-@register("se")
+@register("se", paper="Hu et al. 2018, arXiv:1709.01507", dims=(1, 2, 3))
 class SE(ChannelGate):
     """Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507, section 3).
 

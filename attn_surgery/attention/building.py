@@ -1,0 +1,100 @@
+"""One attention module from its name or builder, checked, with the start that was asked for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from attn_surgery.attention.gate import CONV, INITS
+from attn_surgery.attention.identity import IdentityStart, check_forward, starts_as_identity
+from attn_surgery.attention.options import choice, whole
+from attn_surgery.attention.registry import (
+    Builder,
+    check_options,
+    entry,
+    get_builder,
+    name_of,
+    parameters_of,
+)
+from attn_surgery.errors import SurgeryError
+
+
+def build(
+    attention: str | Builder,
+    channels: int,
+    *,
+    spatial_dims: int = 2,
+    init: str = "identity",
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build one attention module.
+
+    A builder that does not know ``init`` gets its identity start from outside, by
+    ``IdentityStart``, unless what it builds starts as the identity by itself; ``init="paper"``
+    leaves what it builds as it is. What such a builder returns is run once on a small map.
+
+    Args:
+        attention: A registered name, or a builder.
+        channels: C of the maps that it will get, ``(N, C, *spatial)``.
+        spatial_dims: The number of spatial dimensions of those maps: 1, 2 or 3.
+        init: ``identity`` or ``paper``.
+        options: The builder's own keywords.
+
+    Raises:
+        SurgeryError: If the attention is unknown, an option is refused, the builder fails, or
+            what it returns is no module from maps to maps of the same shape.
+
+    Example:
+        >>> build("se", 64, options={"reduction": 8}).fc1.out_channels
+        8
+    """
+    options = dict(options or {})
+    check_options(attention, options)
+    whole("channels", channels)
+    choice("spatial_dims", spatial_dims, tuple(CONV))
+    choice("init", init, INITS)
+    _check_dims(attention, spatial_dims)
+    accepted = parameters_of(get_builder(attention))
+    ours = {"spatial_dims": spatial_dims, "init": init}
+    keywords = {name: value for name, value in ours.items() if name in accepted} | options
+    module = _built(attention, channels, keywords)
+    if "init" in accepted:
+        return module
+    tried = module
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        with torch.device("cpu"):
+            tried = _built(attention, channels, keywords)
+    try:
+        check_forward(tried, channels, spatial_dims)
+    except SurgeryError as error:
+        raise SurgeryError(f"{_call(attention, channels, keywords)} {error}") from error
+    if init == "paper" or starts_as_identity(tried, channels, spatial_dims):
+        return module
+    return IdentityStart(module)
+
+
+def _check_dims(attention: str | Builder, spatial_dims: int) -> None:
+    dims = entry(attention).dims if isinstance(attention, str) else None
+    if dims is not None and spatial_dims not in dims:
+        listed = " and ".join(f"{number}-D" for number in dims)
+        raise SurgeryError(
+            f"attention {name_of(attention)} works on {listed} maps, not on {spatial_dims}-D ones"
+        )
+
+
+def _built(attention: str | Builder, channels: int, keywords: dict[str, Any]) -> nn.Module:
+    call = _call(attention, channels, keywords)
+    try:
+        module = get_builder(attention)(channels, **keywords)
+    # Whatever a foreign builder raises (timm asserts, torch raises RuntimeError), the user meets
+    # one error.
+    except Exception as error:
+        raise SurgeryError(f"cannot build {call}: {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise SurgeryError(f"{call} must be an nn.Module, but is a {type(module).__name__}")
+    return module
+
+
+def _call(attention: str | Builder, channels: int, keywords: dict[str, Any]) -> str:
+    return f"attention {name_of(attention)} with channels={channels}, options={keywords}"

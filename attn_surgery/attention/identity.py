@@ -1,0 +1,104 @@
+"""The identity start of an attention that does not bring one, and the trial that shows its need."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from attn_surgery.errors import SurgeryError
+
+_SIDES = (8, 14)
+"""Sides of the maps that an attention is tried on: a multiple of 8, and one of 7."""
+
+
+class IdentityStart(nn.Module):
+    """Let any shape-preserving module start as the identity: ``x - alpha * (x - f(x))``.
+
+    ``alpha`` is a scalar that starts at 0 and is learned (ReZero, Bachlechner et al. 2020,
+    arXiv:2003.04887, eq. 2, with f(x) - x for their F); at 1 the module is f. At the first step
+    the gradient reaches ``alpha`` alone. The values equal those of x for every finite f(x), but a
+    negative zero may come out as a positive one, unless f scales the map by a positive gate.
+
+    Shapes: those of x, whatever they are.
+
+    Args:
+        f: The module that is wrapped.
+
+    Example:
+        >>> x = torch.randn(2, 8, 4, 4)
+        >>> torch.equal(IdentityStart(nn.Sigmoid())(x), x)
+        True
+    """
+
+    def __init__(self, f: nn.Module):
+        super().__init__()
+        self.f = f
+        self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Blend x and f(x): shape and dtype of x."""
+        y = self.f(x)
+        # Not a raise: torch.fx can trace it. Broadcasting would hide an f that returns a gate.
+        torch._assert(y.shape == x.shape, "the wrapped attention must return the shape it is given")
+        return x - (self.alpha * (x - y)).to(x.dtype)
+
+
+def check_forward(attention: nn.Module, channels: int, spatial_dims: int) -> None:
+    """Run an attention on a small map.
+
+    Args:
+        attention: The module; a copy of it is run, where its parameters are.
+        channels: C of the map.
+        spatial_dims: How many spatial dimensions the map has.
+
+    Raises:
+        SurgeryError: It fails on maps of every size tried, or returns something else than a map
+            of the same shape.
+
+    Example:
+        >>> check_forward(nn.Conv2d(8, 8, 1), channels=8, spatial_dims=2)
+        >>> check_forward(nn.AdaptiveAvgPool2d(1), channels=8, spatial_dims=2)
+        Traceback (most recent call last):
+        ...
+        attn_surgery.errors.SurgeryError: maps (2, 8, 8, 8) to (2, 8, 1, 1), not to the same shape
+    """
+    x, y = _tried(attention, channels, spatial_dims, training=False)
+    if not isinstance(y, Tensor):
+        raise SurgeryError(f"returns a {type(y).__name__}, not a map like the one it is given")
+    if y.shape != x.shape:
+        raise SurgeryError(f"maps {tuple(x.shape)} to {tuple(y.shape)}, not to the same shape")
+
+
+def starts_as_identity(attention: nn.Module, channels: int, spatial_dims: int) -> bool:
+    """Tell whether an attention returns its map unchanged, bit for bit, in both modes.
+
+    Such a one needs no ``IdentityStart``, and would get no gradient within: f(x) - x is zero.
+
+    Args:
+        attention: The module, not on the meta device; a copy of it is run.
+        channels: C of its maps.
+        spatial_dims: How many spatial dimensions they have.
+
+    Example:
+        >>> starts_as_identity(nn.Identity(), 8, 2), starts_as_identity(nn.Sigmoid(), 8, 2)
+        (True, False)
+    """
+    results = [_tried(attention, channels, spatial_dims, training=mode) for mode in (False, True)]
+    return all(isinstance(y, Tensor) and torch.equal(x, y) for x, y in results)
+
+
+def _tried(
+    attention: nn.Module, channels: int, spatial_dims: int, *, training: bool
+) -> tuple[Tensor, object]:
+    tried = copy.deepcopy(attention).train(training)
+    floats = (p for p in tried.parameters() if p.is_floating_point())
+    like = next(floats, torch.empty(0, device="cpu"))
+    for side in _SIDES:
+        shape = (2, channels, *[side] * spatial_dims)
+        x = torch.randn(shape, device=like.device, dtype=like.dtype)
+        try:
+            with torch.no_grad(), like.device:
+                return x, tried(x.clone())
+        except Exception as error:
+            failure = f"fails on a map {shape}: {type(error).__name__}: {error}"
+    raise SurgeryError(failure)
