@@ -10,25 +10,29 @@ import torch
 from torch import fx, nn
 
 from attn_surgery.fidelity import spells_addition
-from attn_surgery.flow import Flow
+from attn_surgery.flow import Flow, Form
 from attn_surgery.operations import function_name
 from attn_surgery.placing import ELSEWHERE, Spot, attention_holder, path_below, place
+from attn_surgery.positions import target
 from attn_surgery.preserve import likeness
 from attn_surgery.proxies import is_primitive
 from attn_surgery.residual import Residual, gated_products, is_mixing, is_spatial, residuals
-from attn_surgery.traces import Call, Trace, index, owner
+from attn_surgery.traces import Call, Trace, index
 from attn_surgery.tracing import trace
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One residual addition, placed in its block."""
+    """One residual addition, and where in its block the attention goes."""
 
     block: nn.Module
     path: str
     spot: Spot
-    residual: Residual
+    form: Form
+    is_channels_last: bool
     existing: str | None
+    refusal: str
+    """Why no attention can go there; "" where it can."""
 
 
 @dataclass
@@ -42,8 +46,8 @@ class Survey:
     """Path of each module whose forward could not be followed -> why."""
 
 
-def survey(model: nn.Module) -> Survey:
-    """Find the residual additions of ``model``, in forward order.
+def survey(model: nn.Module, position: str = "standard") -> Survey:
+    """Find the residual additions of ``model``, in forward order, and their place for attention.
 
     The largest modules that can be followed as a whole are; what cannot be, or was not reached,
     is looked at on its own.
@@ -66,9 +70,9 @@ def survey(model: nn.Module) -> Survey:
             result.untraced[path] = failures[alike] = failure
         for each in (*traces, *_other_paths(traces, fruitless)):
             seen.update(call.module for call in each.calls)
-            for finding in _findings(each, paths):
+            for finding in _findings(each, paths, position):
                 key = (finding.block, finding.spot)
-                if key not in found or found[key].residual.refusal:
+                if key not in found or found[key].refusal:
                     found[key] = finding
     result.findings = list(found.values())
     result.followed = {paths[module] for module in seen}
@@ -97,14 +101,23 @@ def _holds_block(traced: Trace) -> bool:
     return any(not residual.refusal for residual in residuals(Flow(traced)))
 
 
-def _findings(traced: Trace, paths: dict[nn.Module, str]) -> Iterator[Finding]:
+def _findings(traced: Trace, paths: dict[nn.Module, str], position: str) -> Iterator[Finding]:
     flow = Flow(traced)
     found = residuals(flow)
     found = [_judged_among(flow, residual, found) for residual in found]
     for residual in found:
-        call, spot = place(flow, residual.end, owner(residual.addition))
+        goal = target(flow, residual, position)
+        call, spot = place(flow, goal.value, goal.into, goal.block)
         existing = None if residual.refusal else _existing(flow, residual, found, call, paths)
-        yield Finding(call.module, paths[call.module], spot, residual, existing)
+        yield Finding(
+            block=call.module,
+            path=paths[call.module],
+            spot=spot,
+            form=goal.form,
+            is_channels_last=goal.is_channels_last,
+            existing=existing,
+            refusal=goal.refusal,
+        )
 
 
 def _judged_among(flow: Flow, residual: Residual, found: list[Residual]) -> Residual:

@@ -49,12 +49,23 @@ class Surgery:
     """Attentions within the forward, in the order of their insertion."""
     attached: tuple[str, ...] = ()
     """Names of the children through which the output passes, first to last."""
+    attached_before: tuple[str, ...] = ()
+    """Names of the children through which the first argument passes, first to last."""
     watched: frozenset[str] = frozenset()
 
     @property
     def attentions(self) -> tuple[str, ...]:
         """The names of all attentions among the module's children."""
-        return (*(each.attention for each in self.insertions), *self.attached)
+        return (
+            *(each.attention for each in self.insertions),
+            *self.attached_before,
+            *self.attached,
+        )
+
+    @property
+    def is_around(self) -> bool:
+        """Whether anything is attached, around the forward."""
+        return bool(self.attached or self.attached_before)
 
 
 def surgery_of(module: nn.Module) -> Surgery | None:
@@ -137,11 +148,13 @@ def _body(
     if hasattr(base, "__deepcopy__"):
         body["__deepcopy__"] = _deepcopy
     body |= methods
-    if done.attached:
+    if done.is_around:
         inner = HOST_FORWARD if patched and not methods else INNER_FORWARD
         if inner == INNER_FORWARD:
             body[inner] = renamed(body.get("forward", base.forward), inner)
-        body["forward"] = passing_on(_host_parameters(module), done.attached, inner)
+        body["forward"] = passing_on(
+            _host_parameters(module), inner, done.attached_before, done.attached
+        )
     return body
 
 
@@ -173,7 +186,7 @@ def _methods_now(module: nn.Module, done: Surgery) -> dict[str, Any]:
     try:
         return original(module).with_attention(done.insertions).methods
     except UnfaithfulError as error:
-        if all(each.is_child for each in done.insertions):
+        if all(each.after.kind == "child" and not each.into for each in done.insertions):
             return _listening(module, done)
         raise SurgeryError(
             f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
@@ -187,7 +200,7 @@ def _listening(module: nn.Module, done: Surgery) -> dict[str, Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as listening:
             for each in done.insertions:
-                child = self.get_submodule(each.after)
+                child = self.get_submodule(each.after.name)
                 handle = child.register_forward_hook(_Replacing(self, each))
                 listening.callback(handle.remove)
             return getattr(self, HOST_FORWARD)(*args, **kwargs)
@@ -208,7 +221,7 @@ class _Replacing:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         self.calls += 1
-        if self.calls - 1 != self.insertion.occurrence:
+        if self.calls - 1 != self.insertion.after.occurrence:
             return output
         attention = self.block.get_submodule(self.insertion.attention)
         if not self.insertion.channels_last_dims:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -26,16 +26,26 @@ _SHAPING = {
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A value within one module's own forward, named as that forward sees it."""
+class Step:
+    """One value of a module's own forward, told by what makes it there."""
 
     name: str
-    """The path of the child that returns it, else the name of the function that does."""
-    is_child: bool
+    """The path of the child, or the name of the function, that returns it; "" for an argument."""
+    kind: str
+    """``child``, ``function`` or ``argument``."""
+    occurrence: int = 0
+    """How many earlier values of the same name and kind the forward holds."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a value is held, as the block's own forward sees it."""
+
+    step: Step
     is_direct: bool
-    """Whether the module's own forward holds the value, and not a child's of its."""
-    occurrence: int
-    """How many earlier values of the same name the forward holds."""
+    """Whether the block's own forward holds the value, and not a child's of its."""
+    into: tuple[Step, ...] = ()
+    """The only steps of the block that are to get the result; () for all that take the value."""
     in_place: bool = False
     """Whether making the value changed another, whose later uses mean this one."""
     source: str | None = None
@@ -44,40 +54,94 @@ class Spot:
     """Whether that module is called once for each call of the block."""
     is_used: bool = True
     """Whether what it returns is used, and not just what it changed in place."""
+    is_result: bool = False
+    """Whether the block itself returns the value."""
+    taker: str | None = None
+    """The path of the one module, called once, that takes the value as its first argument."""
 
 
-def place(flow: Flow, end: fx.Node, adder: Call) -> tuple[Call, Spot]:
-    """Return the block's call, the innermost around addition and ``end``, and the spot in it."""
-    block = next(call for call in adder.lineage() if index(end) >= call.start)
+def block_around(end: fx.Node, addition: fx.Node) -> Call:
+    """Return the innermost call in which both the branch's end and the addition are made."""
+    return next(call for call in owner(addition).lineage() if index(end) >= call.start)
+
+
+def place(flow: Flow, value: fx.Node, into: tuple[fx.Node, ...], block: Call) -> tuple[Call, Spot]:
+    """Return the call that holds ``value``, and where in it.
+
+    Args:
+        flow: The trace.
+        value: A value made in the block, or an argument of it.
+        into: The only nodes, all made in the block, that are to get the result; () for all.
+        block: The block's call; the call that is returned is this one, or, where only a function
+            deep inside makes the value, the one in which that function runs.
+    """
+    steps = tuple(dict.fromkeys(_step_of(flow, node, block) for node in into))
+    spot = Spot(
+        Step("", "argument"), True, steps, taker=_taker(flow, value, into, block), is_only_call=True
+    )
+    if index(value) < block.start:
+        return block, spot
     returning = [
         call
-        for call in calls_below(owner(end), block)
-        if call.node is not None and _passes(flow, call.node, end)
+        for call in calls_below(owner(value), block)
+        if call.node is not None and _passes(flow, call.node, value)
     ]
-    in_place = flow.is_in_place(end)
+    in_place = flow.is_in_place(value)
     if in_place and returning:  # what is changed within the child is no matter of the block's
-        in_place = index(flow.inputs[end][0]) < returning[-1].start
-    source = flow.trace.called_module(end) or (returning[0].module if returning else None)
+        in_place = index(flow.inputs[value][0]) < returning[-1].start
+    is_result = not into and block.node is not None and _passes(flow, block.node, value)
+    spot = replace(spot, in_place=in_place, is_result=is_result)
+    source = flow.trace.called_module(value) or (returning[0].module if returning else None)
     if source is None:
-        # what a child did to its argument without returning it cannot be cut there
-        is_reachable = not in_place or index(flow.inputs[end][0]) >= owner(end).start
-        steps = _earlier_steps(flow, end)
-        return owner(end), Spot(function_name(end), False, is_reachable, steps, in_place)
+        return _place_function(flow, value, spot, block)
     if returning:
         called, caller = returning[-1].module, returning[-1].parent
         earlier = _earlier_calls(flow, returning[-1])
     else:
-        called, caller, earlier = source, owner(end), _earlier_steps(flow, end)
-    return block, Spot(
-        name=path_below(block.module, called),
-        is_child=True,
+        called, caller, earlier = source, owner(value), _earlier_steps(flow, value)
+    return block, replace(
+        spot,
+        step=Step(path_below(block.module, called), "child", earlier),
         is_direct=caller is block,
-        occurrence=earlier,
-        in_place=in_place,
         source=path_below(block.module, source),
-        is_only_call=flow.call_counts[source] == flow.call_counts[block.module],
-        is_used=bool(end.users) or not in_place,
+        is_only_call=_is_called_once(flow, source, block),
+        is_used=bool(value.users) or not in_place,
     )
+
+
+def _place_function(flow: Flow, value: fx.Node, spot: Spot, block: Call) -> tuple[Call, Spot]:
+    call = owner(value)
+    step = Step(function_name(value), "function", _earlier_steps(flow, value))
+    # what a child did to its argument without returning it cannot be cut there
+    is_reachable = not spot.in_place or index(flow.inputs[value][0]) >= call.start
+    if not spot.into and call is not block:
+        return call, replace(spot, step=step, is_direct=is_reachable, is_result=False, taker=None)
+    return block, replace(spot, step=step, is_direct=is_reachable and call is block)
+
+
+def _taker(flow: Flow, value: fx.Node, into: tuple[fx.Node, ...], block: Call) -> str | None:
+    takers = into or tuple(value.users)
+    module = flow.trace.called_module(takers[0]) if len(takers) == 1 else None
+    if module is None or takers[0].args[:1] != (value,) or takers[0].op != "call_module":
+        return None
+    return path_below(block.module, module) if _is_called_once(flow, module, block) else None
+
+
+def _is_called_once(flow: Flow, module: nn.Module, block: Call) -> bool:
+    return flow.call_counts[module] == flow.call_counts[block.module]
+
+
+def _step_of(flow: Flow, node: fx.Node, block: Call) -> Step:
+    """Return the step of the block's own forward in which ``node`` is made."""
+    inside = calls_below(owner(node), block)
+    if inside:
+        called = inside[-1]
+        path = path_below(block.module, called.module)
+        return Step(path, "child", _earlier_calls(flow, called))
+    module, earlier = flow.trace.called_module(node), _earlier_steps(flow, node)
+    if module is None:
+        return Step(function_name(node), "function", earlier)
+    return Step(path_below(block.module, module), "child", earlier)
 
 
 def calls_below(inner: Call, outer: Call) -> list[Call]:

@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
-from attn_surgery.attention import build, check_options, get_builder
+from attn_surgery.attention import build
 from attn_surgery.checks import check_host
-from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
-from attn_surgery.graph_module import is_graph_module
-from attn_surgery.operated import as_host, surgery_of
-from attn_surgery.placing import ELSEWHERE
-from attn_surgery.preserve import likeness, undisturbed_randomness
-from attn_surgery.rewrite import (
-    Insertion,
-    Original,
-    Rewritten,
-    UnfaithfulError,
-    find,
-    original,
-)
+from attn_surgery.methods import Forwards, Method, choose_method, insertion
+from attn_surgery.preserve import undisturbed_randomness
+from attn_surgery.request import Chosen, Request
+from attn_surgery.rewrite import Insertion
 from attn_surgery.sites import Plan, Site
-
-Builder: TypeAlias = Callable[..., nn.Module]
-Attention: TypeAlias = str | Builder | Mapping[str, str | Builder]
-Where: TypeAlias = str | Sequence[str] | Callable[[Site], bool] | None
-
-POSITIONS = ("standard",)
-EXISTING = ("skip", "stack")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, in the words of the contract."""
-
-    attention: Attention
-    where: Where = None
-    position: str = "standard"
-    existing: str = "skip"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def insertion(finding: Finding, name: str) -> Insertion:
-    """Return where the attention called ``name`` goes in the block's forward."""
-    spot, residual = finding.spot, finding.residual
-    dims = residual.form.spatial_dims or 0
-    return Insertion(
-        after=spot.name,
-        is_child=spot.is_child,
-        occurrence=spot.occurrence,
-        attention=name,
-        in_place=spot.in_place,
-        channels_last_dims=dims if residual.is_channels_last else 0,
-    )
 
 
 @dataclass(frozen=True)
@@ -70,70 +26,17 @@ class Cut:
 
     site: Site
     finding: Finding
-    attention: str | Builder
+    method: Method
+    chosen: Chosen
 
     @property
     def holder(self) -> nn.Module:
         """The module that gets the attention as a child."""
-        block, source = self.finding.block, self.finding.spot.source
-        if self.site.method == "rewrite" or source is None:
-            return block
-        return block.get_submodule(source)
+        return self.finding.block.get_submodule(self.method.holder)
 
     def insertion(self, name: str) -> Insertion:
         """Return where the attention called ``name`` goes in the block's forward."""
         return insertion(self.finding, name)
-
-
-class Forwards:
-    """The forwards that are rewritten; blocks that are built alike share one."""
-
-    def __init__(self) -> None:
-        self._originals: dict[object, Original | UnfaithfulError] = {}
-        self._rewritten: dict[object, Rewritten] = {}
-
-    def original(self, block: nn.Module) -> Original:
-        """Trace the forward of ``block``, or return the trace of a block like it.
-
-        Raises:
-            UnfaithfulError: Why the forward cannot be rewritten.
-        """
-        alike = likeness(block)
-        if alike not in self._originals:
-            try:
-                with as_host(block):
-                    self._originals[alike] = original(block)
-            except UnfaithfulError as error:
-                self._originals[alike] = error
-        known = self._originals[alike]
-        if isinstance(known, UnfaithfulError):
-            raise known
-        return known
-
-    def rewritten(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
-        """Rewrite the forward of ``block``, or return what a block like it got.
-
-        Raises:
-            UnfaithfulError: Why the forward cannot be rewritten.
-        """
-        key = likeness(block), insertions
-        if key not in self._rewritten:
-            self._rewritten[key] = self.original(block).with_attention(insertions)
-        return self._rewritten[key]
-
-    def value(self, block: nn.Module, insertion: Insertion) -> str:
-        """Return the name of the value that the insertion would receive.
-
-        Raises:
-            UnfaithfulError: Why the forward cannot be rewritten.
-        """
-        if is_graph_module(block):
-            return find(block.graph, insertion).name
-        done = surgery_of(block)
-        if done is not None and done.insertions:
-            return self.rewritten(block, (*done.insertions, insertion)).after[-1]
-        names = [find(graph, insertion).name for graph in self.original(block).graphs]
-        return names[0]
 
 
 @dataclass(frozen=True)
@@ -146,6 +49,13 @@ class Decision:
     survey: Survey
 
 
+@dataclass(frozen=True)
+class _Draft:
+    site: Site
+    finding: Finding
+    method: Method
+
+
 def decide(model: object, request: Request) -> Decision:
     """Find the sites of ``model`` and decide what to do at each.
 
@@ -154,164 +64,54 @@ def decide(model: object, request: Request) -> Decision:
     """
     check_host(model)
     assert isinstance(model, nn.Module)
-    _check_request(request)
+    request.check()
     with undisturbed_randomness():
-        found = survey(model)
+        found = survey(model, request.position)
         forwards = Forwards()
         owners = Counter(child for module in model.modules() for child in module._modules.values())
-        drafts = [(_draft(each, owners, forwards), each) for each in found.findings]
-    chosen = _chosen([site for site, _ in drafts], request)
+        drafts = [_draft(each, owners, forwards) for each in found.findings]
+    selected = request.chosen_among([draft.site for draft in drafts])
     cuts, skipped = [], []
-    for site, finding in drafts:
-        attention = _attention_for(site, request.attention)
-        reason = site.reason or _skip_reason(site, site in chosen, attention, request)
-        if reason or attention is None:
+    for draft in drafts:
+        site, chosen = draft.site, request.attention_for(draft.site)
+        reason = site.reason or _skip_reason(site, site in selected, chosen, request)
+        if reason or chosen is None:
             skipped.append(replace(site, reason=reason))
-        else:
-            cuts.append(Cut(site, finding, attention))
-    _check_attentions(cuts, request)
+            continue
+        cuts.append(Cut(site, draft.finding, draft.method, chosen))
+    _check_attentions(cuts)
     skipped += _unfollowed(model, found)
-    plan = Plan(tuple(cut.site for cut in cuts), tuple(skipped))
+    plan = Plan(
+        sites=tuple(cut.site for cut in cuts),
+        skipped=tuple(skipped),
+        assignments=tuple(cut.chosen.assignment for cut in cuts),
+        position=request.position,
+        existing=request.existing,
+    )
     return Decision(plan, tuple(cuts), forwards, found)
 
 
-def _check_request(request: Request) -> None:
-    check_choice("position", request.position, POSITIONS)
-    check_choice("existing", request.existing, EXISTING)
-    attention = request.attention
-    if isinstance(attention, Mapping) and not attention:
-        raise SurgeryError("attention={} names no attention; give pattern -> attention")
-    for each in attention.values() if isinstance(attention, Mapping) else [attention]:
-        get_builder(each)
-        check_options(each, request.options)
-
-
-def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards) -> Site:
-    form, refusal = finding.residual.form, finding.residual.refusal
-    method, after = "", finding.spot.name
-    if not refusal:
-        method, after, refusal = _method(finding, owners, forwards)
-    return Site(
+def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards) -> _Draft:
+    form, method = finding.form, Method("", finding.spot.step.name, reason=finding.refusal)
+    if not finding.refusal:
+        method = choose_method(finding, owners, forwards)
+    site = Site(
         block=finding.path,
         block_type=type(finding.block).__name__,
-        after=after,
+        after=method.after,
         channels=form.channels,
         spatial_dims=form.spatial_dims,
         existing=finding.existing,
-        method=method,
-        reason=refusal,
+        method=method.name,
+        reason=method.reason,
     )
+    return _Draft(site, finding, method)
 
 
-def _method(
-    finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards
-) -> tuple[str, str, str]:
-    """Return how the site can be cut, what the attention receives, and why it cannot be cut."""
-    block, spot = finding.block, finding.spot
-    try:
-        if not spot.is_direct:
-            raise UnfaithfulError(f"{spot.name!r} is inside a child")
-        name = forwards.value(block, insertion(finding, free_name(block)))
-    except UnfaithfulError as error:
-        obstacle = _attach_obstacle(finding, owners)
-        if not obstacle:
-            return "attach", spot.name, ""
-        return "", spot.name, f"cannot be rewritten ({error}) nor attached to ({obstacle})"
-    return "rewrite", spot.name if spot.is_child else name, ""
-
-
-def _attach_obstacle(finding: Finding, owners: Counter[nn.Module | None]) -> str:
-    """Return why the output of the child cannot be passed through an attention, or ""."""
-    source = finding.spot.source
-    if source is None:
-        return f"{finding.spot.name!r} is no child"
-    if finding.residual.is_channels_last:
-        return f"{source!r} returns its channels last"
-    if source == ELSEWHERE:
-        return "the child is held outside the block"
-    if not finding.spot.is_used:
-        return f"what {source!r} returns is not used"
-    if not finding.spot.is_only_call:
-        return f"{source!r} is called more than once"
-    target = finding.block.get_submodule(source)
-    if owners[target] > 1:
-        return f"{source!r} is shared"
-    if parametrize.is_parametrized(target):
-        return f"{source!r} is parametrized"
-    if isinstance(target, torch.jit.ScriptModule):
-        return f"{source!r} is scripted"
-    if isinstance(target, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(target):
-        return f"{source!r} runs its own children"
-    return ""
-
-
-def free_name(holder: nn.Module, taken: Sequence[str] = ()) -> str:
-    """Return the first of ``attn``, ``attn_1``, ... that ``holder`` does not have."""
-    number = 0
-    while True:
-        name = f"attn_{number}" if number else "attn"
-        if name not in taken and not _has(holder, name):
-            return name
-        number += 1
-
-
-def _has(holder: nn.Module, name: str) -> bool:
-    own = (vars(holder), holder._modules, holder._parameters, holder._buffers)
-    return any(name in names for names in own) or hasattr(type(holder), name)
-
-
-def _chosen(sites: list[Site], request: Request) -> set[Site]:
-    """Return the sites that ``where`` selects."""
-    where = request.where
-    if isinstance(request.attention, Mapping):
-        _check_patterns("attention", request.attention, sites)
-    if where is None:
-        return set(sites)
-    if callable(where):
-        chosen = {site for site in sites if not site.reason and where(site)}
-    elif isinstance(where, (str, Sequence)) and all(isinstance(each, str) for each in where):
-        patterns = [where] if isinstance(where, str) else list(where)
-        _check_patterns("where", patterns, sites)
-        chosen = {
-            site for site in sites if any(fnmatchcase(site.block, pattern) for pattern in patterns)
-        }
-    else:
-        raise SurgeryError(
-            f"where={where!r} is not understood; give an fnmatch pattern over block paths, "
-            "a list of patterns, or a function Site -> bool"
-        )
-    if not chosen:
-        raise SurgeryError(f"where selects no site; {_blocks(sites)}")
-    return chosen
-
-
-def _check_patterns(argument: str, patterns: Iterable[str], sites: list[Site]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(site.block, pattern) for site in sites):
-            raise SurgeryError(f"{argument}: {pattern!r} matches no block; {_blocks(sites)}")
-
-
-def _blocks(sites: list[Site]) -> str:
-    paths = list(dict.fromkeys(site.block or "'' (the host)" for site in sites if not site.reason))
-    if not paths:
-        return "the host has no residual block to be cut"
-    shown = ", ".join(paths[:40]) + (f", ... ({len(paths)} in all)" if len(paths) > 40 else "")
-    return f"the residual blocks are: {shown}"
-
-
-def _attention_for(site: Site, attention: Attention) -> str | Builder | None:
-    if not isinstance(attention, Mapping):
-        return attention
-    matches = (value for pattern, value in attention.items() if fnmatchcase(site.block, pattern))
-    return next(matches, None)
-
-
-def _skip_reason(
-    site: Site, is_chosen: bool, attention: str | Builder | None, request: Request
-) -> str:
-    if not is_chosen:
+def _skip_reason(site: Site, is_selected: bool, chosen: Chosen | None, request: Request) -> str:
+    if not is_selected:
         return "not selected by where"
-    if attention is None:
+    if chosen is None:
         return "no pattern of attention matches the block"
     if site.existing is not None and request.existing == "skip":
         return (
@@ -320,18 +120,29 @@ def _skip_reason(
     return ""
 
 
-def _check_attentions(cuts: list[Cut], request: Request) -> None:
+def _check_attentions(cuts: list[Cut]) -> None:
     """Build each named attention once on the meta device, so that impossible options show."""
     kinds = {
-        (cut.attention, cut.site.channels, cut.site.spatial_dims)
+        (str(cut.chosen.assignment), cut.site.channels, cut.site.spatial_dims): cut
         for cut in cuts
-        if isinstance(cut.attention, str)
+        if isinstance(cut.chosen.attention, str)
     }
     with undisturbed_randomness(), torch.device("meta"):
-        for attention, channels, spatial_dims in kinds:
-            assert channels is not None
-            assert spatial_dims is not None
-            build(attention, channels, spatial_dims=spatial_dims, options=request.options)
+        for cut in kinds.values():
+            build_at(cut, "paper")
+
+
+def build_at(cut: Cut, init: str) -> nn.Module:
+    """Build the attention for a site."""
+    assert cut.site.channels is not None
+    assert cut.site.spatial_dims is not None
+    return build(
+        cut.chosen.attention,
+        cut.site.channels,
+        spatial_dims=cut.site.spatial_dims,
+        init=init,
+        options=cut.chosen.options,
+    )
 
 
 def _unfollowed(model: nn.Module, found: Survey) -> Iterator[Site]:

@@ -37,7 +37,7 @@ _LINEAR_STEPS = {
     Kind.DIV,
 }
 _NONLINEAR = {Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
-_TRANSFORMS = {Kind.CONV, Kind.LINEAR, Kind.MIX, Kind.OPAQUE}
+TRANSFORMS = {Kind.CONV, Kind.LINEAR, Kind.MIX, Kind.OPAQUE}
 _GATES = {Kind.CONV, Kind.FILTER, Kind.LINEAR, Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX}
 _LOOKS_AROUND = {Kind.POOL, Kind.REDUCE, Kind.CONV, Kind.FILTER, Kind.MIX, Kind.REARRANGE}
 
@@ -91,7 +91,7 @@ def _read(flow: Flow, addition: fx.Node, shortcut: fx.Node, branch: fx.Node) -> 
     if found is None:
         return None
     steps = list(flow.between(found.fork, branch))
-    if not any(flow.kind(step) in _TRANSFORMS for step in steps):
+    if not any(flow.kind(step) in TRANSFORMS for step in steps):
         return None
     end = branch_end(flow, branch, owner(addition))
     form = _form_at(flow, end, (branch, shortcut, addition, found.fork))

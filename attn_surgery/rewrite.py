@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from attn_surgery.fidelity import describe, inspect_forward
 from attn_surgery.operations import function_name
+from attn_surgery.placing import Step
 from attn_surgery.traces import Trace, called_path
 from attn_surgery.tracing import trace
 
@@ -26,12 +27,12 @@ PERMUTED = "permuted_for_attention"
 class Insertion:
     """Where in one module's forward one of its children receives a value and replaces it."""
 
-    after: str
-    """The path of the child, or the name of the function, that makes the value."""
-    is_child: bool
-    occurrence: int
+    after: Step
+    """What makes the value."""
     attention: str
     """The name of the attention among the module's children."""
+    into: tuple[Step, ...] = ()
+    """The only steps that get the result; () for all that take the value."""
     in_place: bool = False
     """Whether making the value changed another, whose later uses mean this one."""
     channels_last_dims: int = 0
@@ -120,12 +121,28 @@ def find(graph: fx.Graph, insertion: Insertion) -> fx.Node:
     """Return the node whose value the insertion replaces.
 
     Raises:
-        UnfaithfulError: There is none.
+        UnfaithfulError: There is none, or it is not known which one.
     """
-    matches = [node for node in graph.nodes if _makes(node, insertion)]
-    if len(matches) <= insertion.occurrence:
-        raise UnfaithfulError(f"{insertion.after!r} is not there in both modes")
-    return matches[insertion.occurrence]
+    if insertion.after.kind == "argument":
+        return _argument_of(graph, insertion)
+    return _node(graph, insertion.after)
+
+
+def _node(graph: fx.Graph, step: Step) -> fx.Node:
+    matches = [node for node in graph.nodes if _makes(node, step)]
+    if len(matches) <= step.occurrence:
+        raise UnfaithfulError(f"{step.name!r} is not there in both modes")
+    return matches[step.occurrence]
+
+
+def _argument_of(graph: fx.Graph, insertion: Insertion) -> fx.Node:
+    """Return the one argument of the forward that all steps of ``into`` take."""
+    taken = [set(_node(graph, step).all_input_nodes) for step in insertion.into]
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    candidates = [node for node in arguments if all(node in nodes for nodes in taken)]
+    if len(candidates) != 1:
+        raise UnfaithfulError("it is not clear which argument is the value")
+    return candidates[0]
 
 
 def insert(graph: fx.Graph, insertion: Insertion) -> str:
@@ -135,13 +152,14 @@ def insert(graph: fx.Graph, insertion: Insertion) -> str:
         UnfaithfulError: The value is not there.
     """
     node = find(graph, insertion)
+    if insertion.into:
+        _insert_before(graph, node, insertion)
+        return node.name
     users = list(node.users)
     if insertion.in_place and isinstance(node.args[0], fx.Node):
         users += [user for user in node.args[0].users if user > node]
-    value = _permuted(graph, node, insertion.to_maps)
-    with graph.inserting_after(value):
-        attention = graph.call_module(insertion.attention, (value,))
-    result = _permuted(graph, attention, insertion.from_maps)
+    with graph.inserting_before(node.next):
+        result = _attended(graph, node, insertion)
     for user in users:
         user.replace_input_with(node, result)
         if insertion.in_place and isinstance(node.args[0], fx.Node):
@@ -149,20 +167,38 @@ def insert(graph: fx.Graph, insertion: Insertion) -> str:
     return node.name
 
 
+def _insert_before(graph: fx.Graph, node: fx.Node, insertion: Insertion) -> None:
+    """Let the steps of ``into``, and no others, get the attended value."""
+    takers = [_node(graph, step) for step in insertion.into]
+    if any(node not in taker.all_input_nodes for taker in takers):
+        raise UnfaithfulError(f"{node.name!r} is not taken by {insertion.into[0].name!r}")
+    # not right after the node: what the value holds when it is taken is what counts
+    with graph.inserting_before(min(takers)):
+        result = _attended(graph, node, insertion)
+    for taker in takers:
+        taker.replace_input_with(node, result)
+
+
+def _attended(graph: fx.Graph, node: fx.Node, insertion: Insertion) -> fx.Node:
+    """Call the attention, between two permutations if the channels are last."""
+    value = _permuted(graph, node, insertion.to_maps)
+    attention = graph.call_module(insertion.attention, (value,))
+    return _permuted(graph, attention, insertion.from_maps)
+
+
 def _permuted(graph: fx.Graph, node: fx.Node, order: tuple[int, ...]) -> fx.Node:
     if not order:
         return node
-    with graph.inserting_after(node):
-        permuted = graph.call_method("permute", (node, *order))
+    permuted = graph.call_method("permute", (node, *order))
     permuted.meta[PERMUTED] = True
     return permuted
 
 
-def _makes(node: fx.Node, insertion: Insertion) -> bool:
-    if insertion.is_child:
-        return called_path(node) == insertion.after
+def _makes(node: fx.Node, step: Step) -> bool:
+    if step.kind == "child":
+        return called_path(node) == step.name
     called = node.op in ("call_function", "call_method") and called_path(node) is None
-    return called and function_name(node) == insertion.after
+    return called and function_name(node) == step.name
 
 
 def _methods(graphs: tuple[fx.Graph, ...]) -> dict[str, Any]:
@@ -184,16 +220,32 @@ def _methods(graphs: tuple[fx.Graph, ...]) -> dict[str, Any]:
     return {**methods, "forward": compiled(chosen, evaluation.globals, "forward")}
 
 
-def passing_on(parameters: list[inspect.Parameter], attached: tuple[str, ...], inner: str) -> Any:
-    """Compile a forward that passes the output of ``inner`` through the attached children."""
-    result = f"self.{inner}"
+def passing_on(
+    parameters: list[inspect.Parameter],
+    inner: str,
+    before: tuple[str, ...],
+    after: tuple[str, ...],
+) -> Any:
+    """Compile a forward around ``inner`` that runs attention.
+
+    Args:
+        parameters: Those of ``inner``.
+        inner: The name of the method.
+        before: The attentions through which its first argument passes.
+        after: The attentions through which its output passes.
+    """
     known: dict[str, Any] = {}
     if any(each.kind is not each.POSITIONAL_OR_KEYWORD for each in parameters):
-        head, result = "*args, **kwargs", f"{result}(*args, **kwargs)"
+        head, given = "*args, **kwargs", ["*args", "**kwargs"]
+        if before:
+            head, given = f"value, {head}", ["value", *given]
     else:
         head = ", ".join(_declared(each, known) for each in parameters)
-        result = f"{result}({', '.join(each.name for each in parameters)})"
-    for name in attached:
+        given = [each.name for each in parameters]
+    for name in before:
+        given[0] = f"self.{name}({given[0]})"
+    result = f"self.{inner}({', '.join(given)})"
+    for name in after:
         result = f"self.{name}({result})"
     head = f"self, {head}" if head else "self"
     return compiled(f"def forward({head}):\n    return {result}\n", known, "forward")

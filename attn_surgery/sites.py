@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from attn_surgery.errors import SurgeryError
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,9 @@ class Site:
         spatial_dims: How many spatial dims they have: 1, 2 or 3.
         existing: The path, inside the block, of an attention that the branch already holds, or
             None.
-        method: ``rewrite`` (the block's forward is generated anew with the attention in it) or
-            ``attach`` (the output of a child passes through the attention).
+        method: ``rewrite`` (the block's forward is generated anew with the attention in it),
+            ``attach`` (the output of a child passes through the attention) or ``swap`` (the
+            attention takes the place of the one that is a child).
         reason: Why the site is skipped; "" where it is to be cut.
     """
 
@@ -37,12 +43,35 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Assignment:
+    """The attention that a site is to get.
+
+    Attributes:
+        attention: Its name, or, for a callable, what that is called.
+        options: Its options.
+    """
+
+    attention: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{self.attention}({options})" if options else self.attention
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every site of a host in forward order.
 
     Attributes:
         sites: The sites to be cut.
         skipped: The rest, each with its ``reason``.
+        assignments: The attention for each of ``sites``.
+        position: Where in the blocks the attention goes, as `attn_surgery.apply` takes it.
+        existing: What is done about attention that is there, as `attn_surgery.apply` takes it.
+
+    A plan can be kept as a file and carried out on another instance of the host, by giving it to
+    `attn_surgery.apply` in place of an attention.
 
     Example:
         >>> import torchvision, attn_surgery
@@ -53,32 +82,106 @@ class Plan:
 
     sites: tuple[Site, ...]
     skipped: tuple[Site, ...] = ()
+    assignments: tuple[Assignment, ...] = ()
+    position: str = "standard"
+    existing: str = "skip"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data, fit for JSON."""
         return {
+            "position": self.position,
+            "existing": self.existing,
             "sites": [asdict(site) for site in self.sites],
+            "assignments": [asdict(each) for each in self.assignments],
             "skipped": [asdict(site) for site in self.skipped],
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Return the plan of which ``data`` is the `to_dict`.
+
+        Raises:
+            SurgeryError: It is none.
+
+        Example:
+            >>> site = Site("layer1.0", "BasicBlock", "bn2", 64, 2, None, "rewrite")
+            >>> plan = Plan((site,), (), (Assignment("se", {"bias": False}),))
+            >>> Plan.from_dict(plan.to_dict()) == plan
+            True
+        """
+        try:
+            plan = cls(
+                sites=tuple(Site(**each) for each in data["sites"]),
+                skipped=tuple(Site(**each) for each in data["skipped"]),
+                assignments=tuple(Assignment(**each) for each in data["assignments"]),
+                position=data["position"],
+                existing=data["existing"],
+            )
+        except (KeyError, TypeError) as error:
+            raise SurgeryError(f"this is no plan: {type(error).__name__}: {error}") from error
+        if len(plan.sites) != len(plan.assignments):
+            raise SurgeryError(
+                f"this is no plan: {len(plan.assignments)} assignments for {len(plan.sites)} sites"
+            )
+        return plan
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON.
+
+        Raises:
+            SurgeryError: An attention or an option in it is no data, as a callable is none.
+        """
+        for site, assigned in zip(self.sites, self.assignments, strict=True):
+            if not assigned.attention.isidentifier():
+                raise SurgeryError(
+                    f"attention {assigned.attention!r} for {site.block!r} has no name that a file "
+                    "could hold; give it one with attn_surgery.register"
+                )
+        try:
+            text = json.dumps(self.to_dict(), indent=2)
+        except TypeError as error:
+            raise SurgeryError(f"an option of the plan cannot be written: {error}") from error
+        Path(path).write_text(text + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            SurgeryError: The file cannot be read or holds no plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise SurgeryError(f"cannot read a plan from {path}: {error}") from error
+        return cls.from_dict(data)
 
     def __str__(self) -> str:
         parts = [f"{len(self.sites)} site{'s' * (len(self.sites) != 1)} to cut"]
         if self.sites:
-            parts.append(
-                _table(self.sites, ["block", "type", "after", "channels", "dims", "method"])
-            )
+            columns = ["block", "type", "after", "channels", "dims", "method"]
+            if any(site.existing for site in self.sites):
+                columns.append("existing")
+            parts.append(_table(self.sites, columns, self._mixture()))
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
             parts.append(_table(self.skipped, ["block", "type", "after", "existing", "reason"]))
         return "\n\n".join(parts)
 
+    def _mixture(self) -> dict[str, list[str]]:
+        """Return a column for the attentions, where there are several."""
+        labels = [str(each) for each in self.assignments]
+        return {"attention": labels} if len(set(labels)) > 1 else {}
+
 
 _COLUMNS = {"type": "block_type", "dims": "spatial_dims"}
 
 
-def _table(sites: tuple[Site, ...], columns: list[str]) -> str:
-    rows = [[_cell(site, column) for column in columns] for site in sites]
-    return tabulate(rows, headers=columns, disable_numparse=True)
+def _table(
+    sites: tuple[Site, ...], columns: list[str], more: Mapping[str, list[str]] | None = None
+) -> str:
+    table = {column: [_cell(site, column) for site in sites] for column in columns}
+    return tabulate({**table, **(more or {})}, headers="keys", disable_numparse=True)
 
 
 def _cell(site: Site, column: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from attn_surgery.attention import build
 from attn_surgery.attention.gate import INITS
 from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.graph_module import (
@@ -19,6 +18,7 @@ from attn_surgery.graph_module import (
     is_graph_module,
     set_graph,
 )
+from attn_surgery.methods import free_name
 from attn_surgery.operated import (
     Surgery,
     change_class,
@@ -27,16 +27,9 @@ from attn_surgery.operated import (
     set_class,
     surgery_of,
 )
-from attn_surgery.planning import (
-    Attention,
-    Cut,
-    Decision,
-    Request,
-    Where,
-    decide,
-    free_name,
-)
+from attn_surgery.planning import Cut, Decision, build_at, decide
 from attn_surgery.preserve import undisturbed_randomness
+from attn_surgery.request import Attention, Request, Where
 from attn_surgery.rewrite import Insertion, UnfaithfulError
 from attn_surgery.sites import Plan
 
@@ -82,7 +75,8 @@ def plan(
         features.3  InvertedResidual  conv     24          2       rewrite
         ...
     """
-    return decide(model, Request(attention, where, position, existing, options)).plan
+    asked = {"position": position, "existing": existing, "options": options}
+    return decide(model, Request.of(attention, where, **asked)).plan
 
 
 def apply(
@@ -124,11 +118,12 @@ def apply(
         True
     """
     check_choice("init", init, INITS)
-    decision = decide(model, Request(attention, where, position, existing, options))
+    asked = {"position": position, "existing": existing, "options": options}
+    decision = decide(model, Request.of(attention, where, **asked))
     if not decision.cuts:
         raise SurgeryError(_why_nothing(model, decision))
     with undisturbed_randomness():
-        edits = _edits(decision, init, options)
+        edits = _edits(decision, init)
     _commit(edits)
     return model
 
@@ -182,42 +177,35 @@ class _Edit:
     module: nn.Module
     insertions: list[Insertion] = field(default_factory=list)
     attached: list[str] = field(default_factory=list)
+    attached_before: list[str] = field(default_factory=list)
     attentions: dict[str, nn.Module] = field(default_factory=dict)
     operated: type[nn.Module] | None = None
     graph: fx.Graph | None = None
 
 
-def _edits(decision: Decision, init: str, options: dict[str, Any]) -> list[_Edit]:
+def _edits(decision: Decision, init: str) -> list[_Edit]:
     """Build every attention and every new class; nothing of the host is touched."""
     edits: dict[nn.Module, _Edit] = {}
     for cut in decision.cuts:
         edit = edits.setdefault(cut.holder, _Edit(cut.holder))
         name = free_name(cut.holder, tuple(edit.attentions))
-        edit.attentions[name] = _built(cut, init, options)
-        if cut.site.method == "rewrite":
+        edit.attentions[name] = _built(cut, init)
+        if cut.method.name == "rewrite":
             edit.insertions.append(cut.insertion(name))
         else:
-            edit.attached.append(name)
+            (edit.attached_before if cut.method.is_before else edit.attached).append(name)
     for edit in edits.values():
         _prepare(edit, decision)
     return list(edits.values())
 
 
-def _built(cut: Cut, init: str, options: dict[str, Any]) -> nn.Module:
-    site, block = cut.site, cut.finding.block
-    assert site.channels is not None
-    assert site.spatial_dims is not None
+def _built(cut: Cut, init: str) -> nn.Module:
+    block = cut.finding.block
     tensors = (*cut.holder.parameters(), *block.parameters(), *block.buffers())
     like = next((each for each in tensors if each.is_floating_point()), torch.empty(0))
     # elsewhere than on the meta device, the CPU's draws are the same for every host
     with like.device if like.is_meta else nullcontext():
-        attention = build(
-            cut.attention,
-            site.channels,
-            spatial_dims=site.spatial_dims,
-            init=init,
-            options=options,
-        )
+        attention = build_at(cut, init)
     return attention.to(device=like.device, dtype=like.dtype).train(block.training)
 
 
@@ -237,7 +225,12 @@ def _prepare(edit: _Edit, decision: Decision) -> None:
             raise SurgeryError(f"{done.base.__name__} cannot be rewritten: {error}") from error
         methods = forward.methods
         done = replace(done, watched=forward.watched)
-    done = replace(done, insertions=insertions, attached=(*done.attached, *edit.attached))
+    done = replace(
+        done,
+        insertions=insertions,
+        attached=(*done.attached, *edit.attached),
+        attached_before=(*done.attached_before, *edit.attached_before),
+    )
     if done.attentions:
         edit.operated = operated_class(module, done, methods)
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import attn_surgery
 import attn_surgery.surgery as surgery_module
-from attn_surgery import SurgeryError, planning
+from attn_surgery import SurgeryError, methods, planning, request
 
 
 @pytest.fixture
@@ -337,16 +337,27 @@ def failing(original, at: int):
 
 
 @pytest.mark.parametrize("at", [1, 2, 8])
-@pytest.mark.parametrize("step", ["build", "operated_class", "change_class", "free_name"])
+@pytest.mark.parametrize("step", ["build_at", "operated_class", "change_class", "free_name"])
 def test_a_failure_at_any_step_leaves_the_host_as_it_was(host, untouched, monkeypatch, step, at):
     monkeypatch.setattr(surgery_module, step, failing(getattr(surgery_module, step), at))
     with pytest.raises(BrokenError):
         attn_surgery.apply(host, "se")
 
 
-@pytest.mark.parametrize("step", ["survey", "original", "get_builder", "check_host", "build"])
-def test_a_failure_while_planning_leaves_the_host_as_it_was(host, untouched, monkeypatch, step):
-    monkeypatch.setattr(planning, step, failing(getattr(planning, step), 1))
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (planning, "survey"),
+        (methods, "original"),
+        (request, "get_builder"),
+        (planning, "check_host"),
+        (planning, "build"),
+    ],
+)
+def test_a_failure_while_planning_leaves_the_host_as_it_was(
+    host, untouched, monkeypatch, module, step
+):
+    monkeypatch.setattr(module, step, failing(getattr(module, step), 1))
     with pytest.raises(BrokenError):
         attn_surgery.apply(host, "se")
 

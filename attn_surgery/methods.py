@@ -1,0 +1,186 @@
+"""How one site can be cut: by a new forward of the block, or around one of its children."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from attn_surgery.finder import Finding
+from attn_surgery.graph_module import is_graph_module
+from attn_surgery.operated import as_host, surgery_of
+from attn_surgery.placing import ELSEWHERE
+from attn_surgery.preserve import likeness
+from attn_surgery.rewrite import (
+    Insertion,
+    Original,
+    Rewritten,
+    UnfaithfulError,
+    find,
+    original,
+)
+
+Owners = Counter[nn.Module | None]
+"""How many modules hold each module as a child."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a site is cut.
+
+    Attributes:
+        name: ``rewrite``, ``attach`` or ``swap``; "" where it cannot be cut.
+        after: What the attention receives, as the block's own forward sees it.
+        holder: The path, inside the block, of the module that gets the attention as a child.
+        is_before: Whether what the holder is given passes through the attention, and not what it
+            returns.
+        reason: Why the site cannot be cut.
+    """
+
+    name: str
+    after: str
+    holder: str = ""
+    is_before: bool = False
+    reason: str = ""
+
+
+def insertion(finding: Finding, name: str) -> Insertion:
+    """Return where the attention called ``name`` goes in the block's forward."""
+    spot, dims = finding.spot, finding.form.spatial_dims or 0
+    return Insertion(
+        after=spot.step,
+        attention=name,
+        into=spot.into,
+        in_place=spot.in_place,
+        channels_last_dims=dims if finding.is_channels_last else 0,
+    )
+
+
+class Forwards:
+    """The forwards that are rewritten; blocks that are built alike share one."""
+
+    def __init__(self) -> None:
+        self._originals: dict[object, Original | UnfaithfulError] = {}
+        self._rewritten: dict[object, Rewritten] = {}
+
+    def original(self, block: nn.Module) -> Original:
+        """Trace the forward of ``block``, or return the trace of a block like it.
+
+        Raises:
+            UnfaithfulError: Why the forward cannot be rewritten.
+        """
+        alike = likeness(block)
+        if alike not in self._originals:
+            try:
+                with as_host(block):
+                    self._originals[alike] = original(block)
+            except UnfaithfulError as error:
+                self._originals[alike] = error
+        known = self._originals[alike]
+        if isinstance(known, UnfaithfulError):
+            raise known
+        return known
+
+    def rewritten(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
+        """Rewrite the forward of ``block``, or return what a block like it got.
+
+        Raises:
+            UnfaithfulError: Why the forward cannot be rewritten.
+        """
+        key = likeness(block), insertions
+        if key not in self._rewritten:
+            self._rewritten[key] = self.original(block).with_attention(insertions)
+        return self._rewritten[key]
+
+    def value(self, block: nn.Module, insertion: Insertion) -> str:
+        """Return the name of the value that the insertion would receive.
+
+        Raises:
+            UnfaithfulError: Why the forward cannot be rewritten.
+        """
+        if is_graph_module(block):
+            return find(block.graph, insertion).name
+        done = surgery_of(block)
+        if done is not None and done.insertions:
+            return self.rewritten(block, (*done.insertions, insertion)).after[-1]
+        names = [find(graph, insertion).name for graph in self.original(block).graphs]
+        return names[0]
+
+
+def choose_method(finding: Finding, owners: Owners, forwards: Forwards) -> Method:
+    """Decide how the site can be cut."""
+    block, step = finding.block, finding.spot.step
+    try:
+        if not finding.spot.is_direct:
+            raise UnfaithfulError(f"{step.name!r} is inside a child")
+        name = forwards.value(block, insertion(finding, free_name(block)))
+    except UnfaithfulError as error:
+        obstacles = []
+        for holder, is_before, obstacle in _attachments(finding, owners):
+            if not obstacle:
+                return Method("attach", step.name, holder, is_before)
+            obstacles.append(obstacle)
+        reason = f"cannot be rewritten ({error}) nor attached to ({obstacles[0]})"
+        return Method("", step.name, reason=reason)
+    return Method("rewrite", step.name if step.kind == "child" else name)
+
+
+def _attachments(finding: Finding, owners: Owners) -> Iterator[tuple[str, bool, str]]:
+    """Yield (module, whether before it, why that cannot be) for each way of attaching."""
+    spot = finding.spot
+    yield spot.source or "", False, _source_obstacle(finding, owners)
+    if spot.is_result:
+        yield "", False, _holder_obstacle(finding, "", owners)
+    if spot.taker is not None:
+        yield spot.taker, True, _holder_obstacle(finding, spot.taker, owners)
+
+
+def _source_obstacle(finding: Finding, owners: Owners) -> str:
+    """Return why the output of the child cannot be passed through an attention, or ""."""
+    spot = finding.spot
+    if spot.source is None:
+        return f"{spot.step.name or 'the argument'!r} is no child"
+    if spot.into:
+        return f"{spot.source!r} returns to others, too"
+    if not spot.is_used:
+        return f"what {spot.source!r} returns is not used"
+    if not spot.is_only_call:
+        return f"{spot.source!r} is called more than once"
+    return _holder_obstacle(finding, spot.source, owners)
+
+
+def _holder_obstacle(finding: Finding, path: str, owners: Owners) -> str:
+    """Return why an attention cannot be put around the module at ``path``, or ""."""
+    if finding.is_channels_last:
+        return f"{path!r} returns its channels last"
+    if path == ELSEWHERE:
+        return "the child is held outside the block"
+    target = finding.block.get_submodule(path)
+    if owners[target] > 1:
+        return f"{path!r} is shared"
+    if parametrize.is_parametrized(target):
+        return f"{path!r} is parametrized"
+    if isinstance(target, torch.jit.ScriptModule):
+        return f"{path!r} is scripted"
+    if isinstance(target, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(target):
+        return f"{path!r} runs its own children"
+    return ""
+
+
+def free_name(holder: nn.Module, taken: Sequence[str] = ()) -> str:
+    """Return the first of ``attn``, ``attn_1``, ... that ``holder`` does not have."""
+    number = 0
+    while True:
+        name = f"attn_{number}" if number else "attn"
+        if name not in taken and not _has(holder, name):
+            return name
+        number += 1
+
+
+def _has(holder: nn.Module, name: str) -> bool:
+    own = (vars(holder), holder._modules, holder._parameters, holder._buffers)
+    return any(name in names for names in own) or hasattr(type(holder), name)
