@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
 
+from attn_surgery.existing import (
+    Held,
+    block_of,
+    encloses,
+    held_in,
+    held_outside,
+    holder_path,
+    whole_call,
+)
 from attn_surgery.fidelity import spells_addition
-from attn_surgery.flow import Flow, Form
-from attn_surgery.operations import function_name
-from attn_surgery.placing import ELSEWHERE, Spot, attention_holder, path_below, place
+from attn_surgery.flow import MAPS, Flow, Form
+from attn_surgery.operations import Kind
+from attn_surgery.placing import Spot, block_around, path_below, place
 from attn_surgery.positions import target
 from attn_surgery.preserve import likeness
 from attn_surgery.proxies import is_primitive
-from attn_surgery.residual import Residual, gated_products, is_mixing, is_spatial, residuals
-from attn_surgery.traces import Call, Trace, index
+from attn_surgery.residual import Residual, behind, is_attention, residuals
+from attn_surgery.traces import Call, Trace, index, owner
 from attn_surgery.tracing import trace
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One residual addition, and where in its block the attention goes."""
+    """One place for attention in a block."""
 
     block: nn.Module
     path: str
     spot: Spot
     form: Form
-    is_channels_last: bool
     existing: str | None
-    refusal: str
+    refusal: str = ""
     """Why no attention can go there; "" where it can."""
+    is_channels_last: bool = False
+    replaces: bool = False
+    """Whether the attention goes where another one is."""
+    slot: str | None = None
+    """The path, inside the block, of the module that is the other one and nothing else."""
 
 
 @dataclass
@@ -46,8 +58,11 @@ class Survey:
     """Path of each module whose forward could not be followed -> why."""
 
 
-def survey(model: nn.Module, position: str = "standard") -> Survey:
-    """Find the residual additions of ``model``, in forward order, and their place for attention.
+def survey(model: nn.Module, position: str = "standard", *, replacing: bool = False) -> Survey:
+    """Find the places for attention in ``model``, in forward order.
+
+    They are those of its residual additions, or, where ``replacing`` and there is attention
+    already, in a residual block or not, the places of that.
 
     The largest modules that can be followed as a whole are; what cannot be, or was not reached,
     is looked at on its own.
@@ -70,7 +85,7 @@ def survey(model: nn.Module, position: str = "standard") -> Survey:
             result.untraced[path] = failures[alike] = failure
         for each in (*traces, *_other_paths(traces, fruitless)):
             seen.update(call.module for call in each.calls)
-            for finding in _findings(each, paths, position):
+            for finding in _findings(each, paths, position, replacing=replacing):
                 key = (finding.block, finding.spot)
                 if key not in found or found[key].refusal:
                     found[key] = finding
@@ -101,89 +116,111 @@ def _holds_block(traced: Trace) -> bool:
     return any(not residual.refusal for residual in residuals(Flow(traced)))
 
 
-def _findings(traced: Trace, paths: dict[nn.Module, str], position: str) -> Iterator[Finding]:
+def _findings(
+    traced: Trace, paths: dict[nn.Module, str], position: str, *, replacing: bool
+) -> list[Finding]:
+    """Return the places for attention, in forward order."""
     flow = Flow(traced)
     found = residuals(flow)
     found = [_judged_among(flow, residual, found) for residual in found]
+    findings: list[tuple[int, Finding]] = []
+    replaced: list[tuple[Held, Call]] = []
     for residual in found:
-        goal = target(flow, residual, position)
-        call, spot = place(flow, goal.value, goal.into, goal.block)
-        existing = None if residual.refusal else _existing(flow, residual, found, call, paths)
-        yield Finding(
-            block=call.module,
-            path=paths[call.module],
-            spot=spot,
-            form=goal.form,
-            is_channels_last=goal.is_channels_last,
-            existing=existing,
-            refusal=goal.refusal,
-        )
+        held = [] if residual.refusal else held_in(flow, residual, found)
+        if replacing and held:
+            block = block_around(residual.end, residual.addition)
+            replaced += [(each, block) for each in held]
+        else:
+            finding = _place_for_one_more(flow, residual, held, position, paths)
+            findings.append((index(residual.addition), finding))
+    if replacing:
+        replaced += [(each, block_of(flow, each)) for each in held_outside(flow, found)]
+        findings += _replacements(flow, replaced, paths)
+    return [finding for _, finding in sorted(findings, key=lambda each: each[0])]
+
+
+def _place_for_one_more(
+    flow: Flow,
+    residual: Residual,
+    held: list[Held],
+    position: str,
+    paths: dict[nn.Module, str],
+) -> Finding:
+    goal = target(flow, residual, position)
+    call, spot = place(flow, goal.value, goal.into, goal.block)
+    return Finding(
+        call.module,
+        paths[call.module],
+        spot,
+        goal.form,
+        holder_path(flow, held[0], call, paths) if held else None,
+        goal.refusal,
+        is_channels_last=goal.is_channels_last,
+    )
+
+
+def _replacements(
+    flow: Flow, held: list[tuple[Held, Call]], paths: dict[nn.Module, str]
+) -> Iterator[tuple[int, Finding]]:
+    """Yield the places of the attentions, each once however many gates it has."""
+    done: set[nn.Module] = set()
+    for each, block in sorted(held, key=lambda each: index(each[0].result)):
+        if any(call.module in done for call in owner(each.result).lineage()):
+            continue
+        whole = whole_call(flow, each, block)
+        if whole is not None:
+            done.add(whole[0].module)
+            finding = _swap(flow, each, block, whole, paths)
+        else:
+            finding = _place_instead(flow, each, paths)
+        yield index(each.result), finding
+
+
+def _swap(
+    flow: Flow,
+    held: Held,
+    block: Call,
+    whole: tuple[Call, fx.Node],
+    paths: dict[nn.Module, str],
+) -> Finding:
+    """Return the place of an attention that is a module of its own."""
+    called, taken = whole
+    return Finding(
+        block.module,
+        paths[block.module],
+        place(flow, taken, (), block)[1],
+        flow.form(taken),
+        holder_path(flow, held, block, paths),
+        _form_refusal(flow.form(taken)),
+        slot=path_below(block.module, called.module),
+    )
+
+
+def _place_instead(flow: Flow, held: Held, paths: dict[nn.Module, str]) -> Finding:
+    """Return the place of an attention that a forward spells out among other things."""
+    call = owner(held.result)
+    reshaped = behind(flow, held.factor, {Kind.IDENTITY}) is not held.source
+    return Finding(
+        call.module,
+        paths[call.module],
+        place(flow, held.factor, (held.result,), call)[1],
+        flow.form(held.source),
+        holder_path(flow, held, call, paths),
+        _form_refusal(flow.form(held.source))
+        or ("its attention scales something else than the map" if reshaped else ""),
+        replaces=True,
+    )
+
+
+def _form_refusal(form: Form) -> str:
+    known = form.layout == MAPS and form.channels and form.spatial_dims
+    return "" if known else "the shape of what its attention receives is unknown"
 
 
 def _judged_among(flow: Flow, residual: Residual, found: list[Residual]) -> Residual:
     """Refuse the addition of an attention module that stands in the branch of a block."""
-    if residual.refusal or not _is_attention(flow, residual):
+    if residual.refusal or not is_attention(flow, residual):
         return residual
-    if any(_encloses(flow, other, residual) for other in found if not other.refusal):
+    if any(encloses(flow, other, residual) for other in found if not other.refusal):
         return replace(residual, refusal="the addition is inside an attention module")
     return residual
-
-
-def _is_attention(flow: Flow, residual: Residual) -> bool:
-    """Tell whether the branch mixes positions, and not all by convolving them."""
-    fork, branch = residual.fork, residual.branch
-    mixes = any(is_mixing(flow, step) for step in flow.between(fork, branch))
-    return mixes and flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))
-
-
-def _during(residual: Residual, found: list[Residual]) -> list[Residual]:
-    """Return the additions made between the fork and the end of the branch."""
-    first = bisect_right(found, index(residual.fork), key=lambda other: index(other.addition))
-    last = bisect_right(found, index(residual.branch), key=lambda other: index(other.addition))
-    return found[first:last]
-
-
-def _encloses(flow: Flow, outer: Residual, inner: Residual) -> bool:
-    return (
-        inner.addition is not outer.addition
-        and flow.depends(outer.branch, inner.addition)
-        and flow.depends(inner.fork, outer.fork)
-    )
-
-
-def _existing(
-    flow: Flow,
-    residual: Residual,
-    found: list[Residual],
-    call: Call,
-    paths: dict[nn.Module, str],
-) -> str | None:
-    """Return the path of an attention that F already holds, and no block within F.
-
-    It is the path inside the block, or, where F begins outside of it, the path in the host.
-    """
-    inner = [other for other in _during(residual, found) if _encloses(flow, residual, other)]
-    blocks = [other for other in inner if not other.refusal]
-    for result, source, gate in _attentions(flow, residual, inner):
-        if any(_spans(flow, other, result) for other in blocks):
-            continue
-        holder = attention_holder(flow, result, source, gate, call)
-        if holder is None:
-            return function_name(gate)
-        path = path_below(call.module, holder)
-        return paths[holder] if path == ELSEWHERE else path
-    return None
-
-
-def _attentions(
-    flow: Flow, residual: Residual, inner: list[Residual]
-) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
-    """Yield (result, map, gate or summand) of what attends by product, then by addition."""
-    yield from gated_products(flow, residual)
-    for other in inner:
-        if other.refusal and _is_attention(flow, other):
-            yield other.addition, other.fork, other.branch
-
-
-def _spans(flow: Flow, residual: Residual, node: fx.Node) -> bool:
-    return flow.depends(residual.branch, node) and flow.depends(node, residual.fork)

@@ -38,6 +38,7 @@ class Method:
         holder: The path, inside the block, of the module that gets the attention as a child.
         is_before: Whether what the holder is given passes through the attention, and not what it
             returns.
+        slot: The name that the attention gets there, where it takes the place of another child.
         reason: Why the site cannot be cut.
     """
 
@@ -45,6 +46,7 @@ class Method:
     after: str
     holder: str = ""
     is_before: bool = False
+    slot: str = ""
     reason: str = ""
 
 
@@ -55,6 +57,7 @@ def insertion(finding: Finding, name: str) -> Insertion:
         after=spot.step,
         attention=name,
         into=spot.into,
+        replaces=finding.replaces,
         in_place=spot.in_place,
         channels_last_dims=dims if finding.is_channels_last else 0,
     )
@@ -113,12 +116,18 @@ class Forwards:
 
 def choose_method(finding: Finding, owners: Owners, forwards: Forwards) -> Method:
     """Decide how the site can be cut."""
+    if finding.slot is not None:
+        return _swap(finding, finding.slot, owners)
     block, step = finding.block, finding.spot.step
     try:
+        if finding.replaces and is_graph_module(block):
+            raise UnfaithfulError("its old attention is part of its own graph")
         if not finding.spot.is_direct:
             raise UnfaithfulError(f"{step.name!r} is inside a child")
         name = forwards.value(block, insertion(finding, free_name(block)))
     except UnfaithfulError as error:
+        if finding.replaces:
+            return Method("", step.name, reason=f"its attention cannot be replaced: {error}")
         obstacles = []
         for holder, is_before, obstacle in _attachments(finding, owners):
             if not obstacle:
@@ -127,6 +136,18 @@ def choose_method(finding: Finding, owners: Owners, forwards: Forwards) -> Metho
         reason = f"cannot be rewritten ({error}) nor attached to ({obstacles[0]})"
         return Method("", step.name, reason=reason)
     return Method("rewrite", step.name if step.kind == "child" else name)
+
+
+def _swap(finding: Finding, slot: str, owners: Owners) -> Method:
+    """Return how the module at ``slot`` is swapped for the attention."""
+    after, (holder, _, name) = finding.spot.step.name, slot.rpartition(".")
+    if slot == ELSEWHERE:
+        reason = "its attention is held outside the block"
+    elif owners[finding.block.get_submodule(slot)] > 1:
+        reason = f"its attention {slot!r} is shared"
+    else:
+        return Method("swap", after, holder, slot=name)
+    return Method("", after, reason=reason)
 
 
 def _attachments(finding: Finding, owners: Owners) -> Iterator[tuple[str, bool, str]]:

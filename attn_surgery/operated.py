@@ -22,6 +22,7 @@ from torch import nn
 from attn_surgery.bytecode import signature
 from attn_surgery.errors import SurgeryError
 from attn_surgery.fidelity import watched_attributes
+from attn_surgery.former import back_for_a_while, former_of, formers, put_back
 from attn_surgery.preserve import Attributes
 from attn_surgery.rewrite import Insertion, UnfaithfulError, original, passing_on, renamed
 
@@ -91,11 +92,17 @@ def as_host(module: nn.Module) -> Iterator[None]:
         own["forward"] = patched
     set_class(module, done.base)
     try:
-        yield
+        with back_for_a_while(module, formers(module, _present(module, done))):
+            yield
     finally:
         set_class(module, operated)
         if patched is not None:
             own[HOST_FORWARD] = own.pop("forward")
+
+
+def _present(module: nn.Module, done: Surgery) -> list[str]:
+    # a module that is about to be operated on has not got its attentions yet
+    return [name for name in done.attentions if name in module._modules]
 
 
 def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) -> type[nn.Module]:
@@ -240,8 +247,11 @@ def change_class(module: nn.Module, operated: type[nn.Module]) -> None:
 def give_back(module: nn.Module) -> None:
     """Make an operated module what it was, without its attention."""
     done = _done(module)
-    for name in done.attentions:
-        del module._modules[name]
+    for name in reversed(done.attentions):
+        attention = module._modules.pop(name)
+        former = None if attention is None else former_of(attention)
+        if attention is not None and former is not None:
+            put_back(module, former, attention)
     set_class(module, _without_surgery(type(module)))
     if HOST_FORWARD in vars(module):
         vars(module)["forward"] = vars(module).pop(HOST_FORWARD)

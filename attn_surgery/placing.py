@@ -14,16 +14,6 @@ from attn_surgery.traces import Call, called_path, index, owner
 ELSEWHERE = "?"
 """Stands for the path of a module that a block uses but does not hold."""
 
-_SHAPING = {
-    Kind.UPSAMPLE,
-    Kind.VIEW,
-    Kind.ACTIVATION,
-    Kind.SIGMOID,
-    Kind.IDENTITY,
-    Kind.MUL,
-    Kind.ADD,
-}
-
 
 @dataclass(frozen=True)
 class Step:
@@ -180,26 +170,3 @@ def _same_step(node: fx.Node, other: fx.Node) -> bool:
         return called_path(node) == called_path(other)
     calls = node.op.startswith("call_") and other.op.startswith("call_")
     return calls and function_name(node) == function_name(other)
-
-
-def attention_holder(
-    flow: Flow, product: fx.Node, source: fx.Node, gate: fx.Node, block: Call
-) -> nn.Module | None:
-    """Return the module that is the attention which makes ``product = source * gate``.
-
-    It is the outermost one, below the block, that receives ``source``; where the block itself
-    makes the product, the child that computes the gate; None where functions do both.
-    """
-    found = owner(product)
-    for call in found.lineage():
-        if found is block or call is block or index(source) >= call.start:
-            break
-        found = call
-    return _gate_module(flow, gate, block) if found is block else found.module
-
-
-def _gate_module(flow: Flow, gate: fx.Node, block: Call) -> nn.Module | None:
-    while owner(gate) is block and flow.kind(gate) in _SHAPING and len(flow.inputs[gate]) == 1:
-        (gate,) = flow.inputs[gate]
-    inside = calls_below(owner(gate), block)
-    return inside[-1].module if inside else flow.trace.called_module(gate)

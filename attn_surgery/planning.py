@@ -66,7 +66,7 @@ def decide(model: object, request: Request) -> Decision:
     assert isinstance(model, nn.Module)
     request.check()
     with undisturbed_randomness():
-        found = survey(model, request.position)
+        found = survey(model, request.position, replacing=request.existing == "replace")
         forwards = Forwards()
         owners = Counter(child for module in model.modules() for child in module._modules.values())
         drafts = [_draft(each, owners, forwards) for each in found.findings]

@@ -296,8 +296,12 @@ def _lies_between(flow: Flow, convolutions: list[fx.Node], step: fx.Node) -> boo
     )
 
 
-def gated_products(flow: Flow, residual: Residual) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
-    """Yield (product, map, gate) for each map of F that is multiplied by a gate.
+def gated_products(
+    flow: Flow, residual: Residual
+) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.Node]]:
+    """Yield (map, product, gate, factor) for each map of F that is multiplied by a gate.
+
+    The factor is the map as the product takes it, reshaped perhaps.
 
     The gate looks around, by pooling or a convolution: ``x * sigmoid(x)`` is an activation. It is
     computed from the map, or pooled and squashed from what the map is computed from.
@@ -307,13 +311,14 @@ def gated_products(flow: Flow, residual: Residual) -> Iterator[tuple[fx.Node, fx
         if flow.kind(step) is not Kind.MUL or len(factors) != 2:
             continue
         for factor, gate in (factors, reversed(factors)):
-            source = _behind(flow, factor, {Kind.VIEW, Kind.IDENTITY})
+            source = behind(flow, factor, {Kind.VIEW, Kind.IDENTITY})
             if source is not gate and _gates(flow, residual.fork, source, gate):
-                yield step, source, gate
+                yield source, step, gate, factor
                 break
 
 
-def _behind(flow: Flow, node: fx.Node, kinds: set[Kind]) -> fx.Node:
+def behind(flow: Flow, node: fx.Node, kinds: set[Kind]) -> fx.Node:
+    """Walk back from ``node`` over steps of these kinds."""
     while flow.kind(node) in kinds and len(flow.inputs[node]) == 1:
         (node,) = flow.inputs[node]
     return node
@@ -322,10 +327,22 @@ def _behind(flow: Flow, node: fx.Node, kinds: set[Kind]) -> fx.Node:
 def _gates(flow: Flow, fork: fx.Node, source: fx.Node, gate: fx.Node) -> bool:
     """Tell a gate from an activation (looks nowhere else) and from a norm (only statistics)."""
     if flow.depends(gate, source):
-        kinds = {flow.kind(step) for step in flow.between(source, gate)}
-        return not kinds.isdisjoint(_LOOKS_AROUND) and not kinds.isdisjoint(_GATES)
-    squashed = _behind(flow, gate, {Kind.VIEW, Kind.IDENTITY, Kind.UPSAMPLE})
+        return looks_around(flow, source, gate)
+    squashed = behind(flow, gate, {Kind.VIEW, Kind.IDENTITY, Kind.UPSAMPLE})
     return flow.kind(squashed) is Kind.SIGMOID and any(
         flow.kind(step) in (Kind.POOL, Kind.REDUCE) and not flow.depends(source, step)
         for step in flow.between(fork, squashed)
     )
+
+
+def looks_around(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
+    """Tell whether ``gate`` is computed from ``source`` by learned weights and other positions."""
+    kinds = {flow.kind(step) for step in flow.between(source, gate)}
+    return not kinds.isdisjoint(_LOOKS_AROUND) and not kinds.isdisjoint(_GATES)
+
+
+def is_attention(flow: Flow, residual: Residual) -> bool:
+    """Tell whether the branch mixes positions, and not all by convolving them."""
+    fork, branch = residual.fork, residual.branch
+    mixes = any(is_mixing(flow, step) for step in flow.between(fork, branch))
+    return mixes and flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))

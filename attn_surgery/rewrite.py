@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import linecache
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ class Insertion:
     """The only steps that get the result; () for all that take the value."""
     in_place: bool = False
     """Whether making the value changed another, whose later uses mean this one."""
+    replaces: bool = False
+    """Whether the step of ``into`` is an old attention's result, which the new one's replaces."""
     channels_last_dims: int = 0
     """The number of spatial dims of a value ``(N, *spatial, C)``; 0 for ``(N, C, *spatial)``."""
 
@@ -64,6 +67,8 @@ class Rewritten:
     after: tuple[str, ...]
     """Per insertion, the name of the value it receives in the (evaluation) graph."""
     watched: frozenset[str]
+    dropped: tuple[str, ...] = ()
+    """The children that are no longer called."""
 
     @functools.cached_property
     def methods(self) -> dict[str, Any]:
@@ -82,11 +87,28 @@ class Original:
         """Put the insertions, one after the other, into copies of the graphs.
 
         Raises:
-            UnfaithfulError: One of the values is not there.
+            UnfaithfulError: One of the values is not there, or what an old attention used is no
+                child.
         """
         graphs = [copy.deepcopy(graph) for graph in self.graphs]
         after = [[insert(graph, insertion) for insertion in insertions] for graph in graphs]
-        return Rewritten(tuple(graphs), tuple(after[0]), self.watched)
+        dropped = _used(self.graphs) - _used(graphs)
+        called = {
+            path for graph in self.graphs for node in graph.nodes if (path := called_path(node))
+        }
+        if own := sorted(dropped - called):
+            raise UnfaithfulError(f"the old attention uses {own[0]!r}, which is no child")
+        return Rewritten(tuple(graphs), tuple(after[0]), self.watched, tuple(sorted(dropped)))
+
+
+def _called(graphs: Iterable[fx.Graph]) -> set[str | None]:
+    return {called_path(node) for graph in graphs for node in graph.nodes}
+
+
+def _used(graphs: Iterable[fx.Graph]) -> set[str]:
+    """Return the paths of the children and attributes that the graphs use."""
+    nodes = (node for graph in graphs for node in graph.nodes)
+    return {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
 
 
 def original(module: nn.Module) -> Original:
@@ -152,6 +174,9 @@ def insert(graph: fx.Graph, insertion: Insertion) -> str:
         UnfaithfulError: The value is not there.
     """
     node = find(graph, insertion)
+    if insertion.replaces:
+        _insert_instead(graph, node, insertion)
+        return node.name
     if insertion.into:
         _insert_before(graph, node, insertion)
         return node.name
@@ -177,6 +202,32 @@ def _insert_before(graph: fx.Graph, node: fx.Node, insertion: Insertion) -> None
         result = _attended(graph, node, insertion)
     for taker in takers:
         taker.replace_input_with(node, result)
+
+
+def _insert_instead(graph: fx.Graph, node: fx.Node, insertion: Insertion) -> None:
+    """Let the attention's result stand for the old one's, and drop what that one did."""
+    (step,) = insertion.into
+    old = _node(graph, step)
+    if old is node:
+        raise UnfaithfulError(f"{node.name!r} is map and result at once")
+    with graph.inserting_before(old):
+        result = _attended(graph, node, insertion)
+    later = [user for user in node.users if user > old] if node in old.args[:1] else []
+    for user in later:  # they mean the product, if that was made in place
+        if insertion.in_place:
+            user.replace_input_with(node, result)
+    old.replace_all_uses_with(result)
+    _erase(old)
+
+
+def _erase(node: fx.Node) -> None:
+    """Erase a node that nothing uses, and what only it used."""
+    pending = [node]
+    while pending:
+        unused = pending.pop()
+        if not unused.users and unused.op not in ("placeholder", "output"):
+            pending += [each for each in unused.all_input_nodes if each not in pending]
+            unused.graph.erase_node(unused)
 
 
 def _attended(graph: fx.Graph, node: fx.Node, insertion: Insertion) -> fx.Node:

@@ -11,6 +11,15 @@ from torch import fx, nn
 
 from attn_surgery.attention.gate import INITS
 from attn_surgery.errors import SurgeryError, check_choice
+from attn_surgery.former import (
+    Former,
+    former_at,
+    former_of,
+    put_back,
+    slots,
+    stand_for,
+    take_out,
+)
 from attn_surgery.graph_module import (
     give_graph_back,
     graph_attentions,
@@ -145,6 +154,10 @@ def remove(model: nn.Module) -> nn.Module:
         True
     """
     for module in list(model.modules()):
+        while names := slots(module):
+            for name in names:
+                attention = module.get_submodule(name)
+                put_back(module, _former(attention), attention)
         if surgery_of(module) is not None:
             give_back(module)
         if is_graph_module(module) and graph_attentions(module):
@@ -165,9 +178,15 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in model.named_modules():
         done = surgery_of(module)
         in_graph = graph_attentions(module) if is_graph_module(module) else ()
-        for name in (*in_graph, *(done.attentions if done else ())):
+        for name in (*in_graph, *(done.attentions if done else ()), *slots(module)):
             found[f"{path}.{name}" if path else name] = module.get_submodule(name)
     return found
+
+
+def _former(attention: nn.Module) -> Former:
+    former = former_of(attention)
+    assert former is not None
+    return former
 
 
 @dataclass
@@ -181,6 +200,13 @@ class _Edit:
     attentions: dict[str, nn.Module] = field(default_factory=dict)
     operated: type[nn.Module] | None = None
     graph: fx.Graph | None = None
+    former: Former | None = None
+    """What the module loses, an old attention's children."""
+
+    def changed(self) -> list[nn.Module]:
+        """Return every module that will be changed."""
+        inside = [] if self.former is None else [path for path in self.former.order if path]
+        return [self.module, *map(self.module.get_submodule, inside)]
 
 
 def _edits(decision: Decision, init: str) -> list[_Edit]:
@@ -188,9 +214,12 @@ def _edits(decision: Decision, init: str) -> list[_Edit]:
     edits: dict[nn.Module, _Edit] = {}
     for cut in decision.cuts:
         edit = edits.setdefault(cut.holder, _Edit(cut.holder))
-        name = free_name(cut.holder, tuple(edit.attentions))
+        name = cut.method.slot or free_name(cut.holder, tuple(edit.attentions))
         edit.attentions[name] = _built(cut, init)
-        if cut.method.name == "rewrite":
+        if cut.method.slot:
+            former = Former({name: cut.holder.get_submodule(name)}, is_slot=True)
+            stand_for(edit.attentions[name], former)
+        elif cut.method.name == "rewrite":
             edit.insertions.append(cut.insertion(name))
         else:
             (edit.attached_before if cut.method.is_before else edit.attached).append(name)
@@ -224,6 +253,7 @@ def _prepare(edit: _Edit, decision: Decision) -> None:
         except UnfaithfulError as error:  # each insertion was tried alone
             raise SurgeryError(f"{done.base.__name__} cannot be rewritten: {error}") from error
         methods = forward.methods
+        _note_dropped(edit, forward.dropped)
         done = replace(done, watched=forward.watched)
     done = replace(
         done,
@@ -235,11 +265,26 @@ def _prepare(edit: _Edit, decision: Decision) -> None:
         edit.operated = operated_class(module, done, methods)
 
 
+def _note_dropped(edit: _Edit, dropped: tuple[str, ...]) -> None:
+    """Let an attention keep the children of the old one that the new forward does not call."""
+    held = [path for path in dropped if _holds(edit.module, path)]
+    if held:
+        edit.former = former_at(edit.module, held)
+        keeper = next(each for each in edit.insertions if each.replaces)
+        stand_for(edit.attentions[keeper.attention], edit.former)
+
+
+def _holds(module: nn.Module, path: str) -> bool:
+    parent, _, name = path.rpartition(".")
+    return name in module.get_submodule(parent)._modules
+
+
 def _commit(edits: list[_Edit]) -> None:
     """Change every module, or, where anything goes wrong, none."""
     before = [
-        (edit.module, type(edit.module), dict(vars(edit.module)), dict(edit.module._modules))
+        (module, type(module), dict(vars(module)), dict(module._modules))
         for edit in edits
+        for module in edit.changed()
     ]
     try:
         for edit in edits:
@@ -259,7 +304,12 @@ def _commit(edits: list[_Edit]) -> None:
 def _carry_out(edit: _Edit) -> None:
     module = edit.module
     for name, attention in edit.attentions.items():
-        module.add_module(name, attention)
+        if name in module._modules:  # a slot: the order of the children stays
+            module._modules[name] = attention
+        else:
+            module.add_module(name, attention)
+    if edit.former is not None:
+        take_out(module, edit.former)
     if edit.graph is not None and is_graph_module(module):
         set_graph(module, edit.graph, [each.attention for each in edit.insertions])
     if edit.operated is not None:

@@ -1,0 +1,94 @@
+"""What an attention took the place of, kept with it until it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+_FORMER = "_stands_for"
+"""Where an attention keeps it: no child, so that it is neither trained nor saved with the host."""
+
+
+@dataclass
+class Former:
+    """The modules that an attention stands for."""
+
+    modules: dict[str, nn.Module]
+    """Path, below the module that holds the attention -> module."""
+    order: dict[str, list[str]] = field(default_factory=dict)
+    """Path of each container of those -> the names of its children, as they were."""
+    is_slot: bool = False
+    """Whether the attention is a child under the name of the former one."""
+
+
+def former_of(attention: nn.Module) -> Former | None:
+    """Return what ``attention`` took the place of, or None."""
+    return vars(attention).get(_FORMER)
+
+
+def stand_for(attention: nn.Module, former: Former) -> None:
+    """Let ``attention`` keep what it takes the place of."""
+    vars(attention)[_FORMER] = former
+
+
+def formers(holder: nn.Module, attentions: Iterable[str]) -> list[Former]:
+    """Return what the attentions among the children of ``holder`` took the place of."""
+    found = (former_of(holder.get_submodule(name)) for name in attentions)
+    return [former for former in found if former is not None]
+
+
+def slots(holder: nn.Module) -> list[str]:
+    """Return the names of the children of ``holder`` that stand where another one was."""
+    children = ((name, former_of(child)) for name, child in holder._modules.items() if child)
+    return [name for name, former in children if former is not None and former.is_slot]
+
+
+def former_at(holder: nn.Module, paths: Iterable[str]) -> Former:
+    """Return the modules at ``paths`` and the order of what is around them."""
+    modules = {path: holder.get_submodule(path) for path in paths}
+    around = {path.rpartition(".")[0] for path in modules}
+    order = {path: list(holder.get_submodule(path)._modules) for path in around}
+    return Former(modules, order)
+
+
+def take_out(holder: nn.Module, former: Former) -> None:
+    """Take the modules out of ``holder``."""
+    for path in former.modules:
+        parent, _, name = path.rpartition(".")
+        del holder.get_submodule(parent)._modules[name]
+
+
+def put_back(holder: nn.Module, former: Former, like: nn.Module) -> None:
+    """Put the modules back in their order, on the device and in the dtype and mode of ``like``."""
+    tensors = (each for each in like.parameters() if each.is_floating_point())
+    model = next(tensors, torch.empty(0))
+    for path, module in former.modules.items():
+        parent, _, name = path.rpartition(".")
+        children = holder.get_submodule(parent)._modules
+        if any(True for _ in like.parameters()):
+            module.to(device=model.device, dtype=model.dtype)
+        children[name] = module.train(like.training)
+    for path, names in former.order.items():
+        children = holder.get_submodule(path)._modules
+        ordered = {name: children[name] for name in names if name in children}
+        rest = {name: child for name, child in children.items() if name not in ordered}
+        children.clear()
+        children.update({**ordered, **rest})
+
+
+@contextmanager
+def back_for_a_while(holder: nn.Module, found: list[Former]) -> Iterator[None]:
+    """Hold the modules as before, as the host's own forward expects it."""
+    try:
+        for former in found:
+            for path, module in former.modules.items():
+                parent, _, name = path.rpartition(".")
+                holder.get_submodule(parent)._modules[name] = module
+        yield
+    finally:
+        for former in found:
+            take_out(holder, former)
