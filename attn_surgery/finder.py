@@ -20,8 +20,8 @@ from attn_surgery.existing import (
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.flow import MAPS, Flow, Form
 from attn_surgery.operations import Kind
-from attn_surgery.placing import Spot, block_around, path_below, place
-from attn_surgery.positions import target
+from attn_surgery.placing import Spot, block_around, path_below, place, place_output
+from attn_surgery.positions import OUTPUT, target
 from attn_surgery.preserve import likeness
 from attn_surgery.proxies import is_primitive
 from attn_surgery.residual import Residual, behind, is_attention, residuals
@@ -121,6 +121,8 @@ def _findings(
 ) -> list[Finding]:
     """Return the places for attention, in forward order."""
     flow = Flow(traced)
+    if position == OUTPUT:
+        return list(_outputs(flow, paths))
     found = residuals(flow)
     found = [_judged_among(flow, residual, found) for residual in found]
     findings: list[tuple[int, Finding]] = []
@@ -137,6 +139,22 @@ def _findings(
         replaced += [(each, block_of(flow, each)) for each in held_outside(flow, found)]
         findings += _replacements(flow, replaced, paths)
     return [finding for _, finding in sorted(findings, key=lambda each: each[0])]
+
+
+def _outputs(flow: Flow, paths: dict[nn.Module, str]) -> Iterator[Finding]:
+    """Yield the place after each module that returns a map."""
+    returned = {call.module: (call.node, call) for call in flow.trace.calls}
+    for node in flow.inputs:
+        module = flow.trace.called_module(node)
+        if module is not None:
+            returned[module] = (node, owner(node))
+    for module, (value, call) in sorted(returned.items(), key=lambda each: paths[each[0]]):
+        if value is None or value not in flow.inputs or flow.form(value).layout != MAPS:
+            continue
+        spot = place_output(flow, value, call, module)
+        is_again = flow.call_counts[module] > 1
+        refusal = "it is called more than once" if is_again else _form_refusal(flow.form(value))
+        yield Finding(module, paths[module], spot, flow.form(value), None, refusal)
 
 
 def _place_for_one_more(

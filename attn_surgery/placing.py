@@ -99,6 +99,30 @@ def place(flow: Flow, value: fx.Node, into: tuple[fx.Node, ...], block: Call) ->
     )
 
 
+def place_output(flow: Flow, value: fx.Node, call: Call, module: nn.Module) -> Spot:
+    """Return where ``module`` returns ``value``: held by the innermost module that does.
+
+    Args:
+        flow: The trace.
+        value: What the module returns.
+        call: The module's own call, or, where it is not followed inside, its caller's.
+        module: The module.
+    """
+    around = [each for each in owner(value).lineage() if index(value) >= each.start]
+    inside = itertools.takewhile(lambda each: each is not call.parent, around)
+    returning = [each.module for each in inside if each.node and _passes(flow, each.node, value)]
+    called = flow.trace.called_module(value)
+    candidates = [called, *returning] if called is not None else returning
+    candidates = [each for each in candidates if path_below(module, each) != ELSEWHERE] or [module]
+    once = [each for each in candidates if flow.call_counts[each] == 1 and not _is_chain(each)]
+    source = path_below(module, (once or candidates)[0])
+    return Spot(Step(source or "output", "child"), False, source=source, is_only_call=bool(once))
+
+
+def _is_chain(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and len(module) > 0
+
+
 def _place_function(flow: Flow, value: fx.Node, spot: Spot, block: Call) -> tuple[Call, Spot]:
     call = owner(value)
     step = Step(function_name(value), "function", _earlier_steps(flow, value))

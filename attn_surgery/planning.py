@@ -14,6 +14,7 @@ from attn_surgery.checks import check_host
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
 from attn_surgery.methods import Forwards, Method, choose_method, insertion
+from attn_surgery.positions import OUTPUT
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.request import Chosen, Request
 from attn_surgery.rewrite import Insertion
@@ -74,13 +75,16 @@ def decide(model: object, request: Request) -> Decision:
     cuts, skipped = [], []
     for draft in drafts:
         site, chosen = draft.site, request.attention_for(draft.site)
+        if request.position == OUTPUT and site not in selected:
+            continue  # every module of the host is one
         reason = site.reason or _skip_reason(site, site in selected, chosen, request)
         if reason or chosen is None:
             skipped.append(replace(site, reason=reason))
             continue
         cuts.append(Cut(site, draft.finding, draft.method, chosen))
     _check_attentions(cuts)
-    skipped += _unfollowed(model, found)
+    if request.position != OUTPUT:
+        skipped += _unfollowed(model, found)
     plan = Plan(
         sites=tuple(cut.site for cut in cuts),
         skipped=tuple(skipped),

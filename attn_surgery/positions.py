@@ -11,6 +11,9 @@ and the one of Coordinate Attention and SE-3x3 in the middle of the branch:
 ``mid``       after the last spatial convolution of F that another transform follows (the last of
               all where none does), and its norm and activation
 ============  ==================================================================================
+
+For placements that are none of these (BAM between stages, Coordinate Attention in MobileNetV2's
+blocks without a shortcut), ``output`` is the output of whatever module the user names.
 """
 
 from __future__ import annotations
@@ -127,7 +130,10 @@ _TARGETS: dict[str, Callable[[Flow, Residual], Target | str]] = {
     "mid": _mid,
 }
 
-POSITIONS = tuple(_TARGETS)
+OUTPUT = "output"
+"""The output of any module, in a residual block or not: no question of this module."""
+
+POSITIONS = (*_TARGETS, OUTPUT)
 
 
 def _for_some(

@@ -12,7 +12,7 @@ from torch import nn
 from attn_surgery.attention import check_options, get_builder
 from attn_surgery.choosing import Choice
 from attn_surgery.errors import SurgeryError, check_choice
-from attn_surgery.positions import POSITIONS
+from attn_surgery.positions import OUTPUT, POSITIONS
 from attn_surgery.sites import Assignment, Plan, Site
 
 Builder: TypeAlias = Callable[..., nn.Module]
@@ -80,6 +80,11 @@ class Request:
             raise SurgeryError(
                 f"existing='replace' puts the new attention where the old one was, so position="
                 f"{self.position!r} has no meaning; leave position out, or existing"
+            )
+        if self.position == OUTPUT and self.where is None and not isinstance(self.attention, Plan):
+            raise SurgeryError(
+                "position='output' puts attention after the modules that where names: give where, "
+                "as in where=['layer1', 'layer2']"
             )
         if isinstance(self.attention, Mapping) and not self.attention:
             raise SurgeryError("attention={} names no attention; give pattern -> attention")

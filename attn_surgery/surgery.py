@@ -36,6 +36,7 @@ from attn_surgery.operated import (
     set_class,
     surgery_of,
 )
+from attn_surgery.origin import Origin, next_step, remember
 from attn_surgery.planning import Cut, Decision, build_at, decide
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.request import Attention, Request, Where
@@ -132,7 +133,7 @@ def apply(
     if not decision.cuts:
         raise SurgeryError(_why_nothing(model, decision))
     with undisturbed_randomness():
-        edits = _edits(decision, init)
+        edits = _edits(decision, init, next_step(inserted(model).values()))
     _commit(edits)
     return model
 
@@ -209,13 +210,15 @@ class _Edit:
         return [self.module, *map(self.module.get_submodule, inside)]
 
 
-def _edits(decision: Decision, init: str) -> list[_Edit]:
+def _edits(decision: Decision, init: str, step: int) -> list[_Edit]:
     """Build every attention and every new class; nothing of the host is touched."""
     edits: dict[nn.Module, _Edit] = {}
     for cut in decision.cuts:
         edit = edits.setdefault(cut.holder, _Edit(cut.holder))
         name = cut.method.slot or free_name(cut.holder, tuple(edit.attentions))
         edit.attentions[name] = _built(cut, init)
+        asked = (decision.plan.position, decision.plan.existing, init)
+        remember(edit.attentions[name], Origin(step, cut.site, cut.chosen.assignment, *asked))
         if cut.method.slot:
             former = Former({name: cut.holder.get_submodule(name)}, is_slot=True)
             stand_for(edit.attentions[name], former)
