@@ -131,17 +131,28 @@ class Plan:
         Raises:
             SurgeryError: An attention or an option in it is no data, as a callable is none.
         """
+        self.check_is_data()
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def check_is_data(self) -> None:
+        """Check that the plan can be written and read again.
+
+        Raises:
+            SurgeryError: An attention or an option in it is no data, as a callable is none.
+        """
         for site, assigned in zip(self.sites, self.assignments, strict=True):
             if not assigned.attention.isidentifier():
                 raise SurgeryError(
                     f"attention {assigned.attention!r} for {site.block!r} has no name that a file "
                     "could hold; give it one with attn_surgery.register"
                 )
-        try:
-            text = json.dumps(self.to_dict(), indent=2)
-        except TypeError as error:
-            raise SurgeryError(f"an option of the plan cannot be written: {error}") from error
-        Path(path).write_text(text + "\n")
+            try:
+                json.dumps(dict(assigned.options))
+            except TypeError as error:
+                raise SurgeryError(
+                    f"an option of {assigned.attention!r} for {site.block!r} cannot be written: "
+                    f"{error}"
+                ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

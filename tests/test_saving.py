@@ -1,0 +1,288 @@
+"""The attention alone: what is written comes back bit for bit, and what is wrong is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import attn_surgery
+from attn_surgery import SurgeryError, saving
+from attn_surgery.attention import registry
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.manual_seed(0)
+    return torchvision.models.resnet18().state_dict()
+
+
+@pytest.fixture
+def fresh(weights):
+    def make() -> nn.Module:
+        host = torchvision.models.resnet18()
+        host.load_state_dict(weights)
+        return host.eval()
+
+    return make
+
+
+X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def trained(model: nn.Module, parameters=None) -> nn.Module:
+    """Move what may move, by a step of SGD in training mode."""
+    parameters = parameters or [
+        p for each in attn_surgery.inserted(model).values() for p in each.parameters()
+    ]
+    model.train()
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    model(X).square().mean().backward()
+    optimizer.step()
+    return model.eval()
+
+
+def moved_alone(model: nn.Module) -> nn.Module:
+    """Change the attention and nothing else."""
+    with torch.no_grad():
+        for each in attn_surgery.inserted(model).values():
+            for tensor in each.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor += torch.rand(tensor.shape)
+    return model
+
+
+SURGERIES = {
+    "cbam": [("cbam", {})],
+    "options": [("se", {"where": "layer4.*", "reduction": 8, "bias": False})],
+    "pre": [("se", {"position": "pre"})],
+    "mixed": [({"layer1.*": "se", "*": ("cbam", {"pools": ["avg", "lse"]})}, {})],
+    "paper": [("sam", {"init": "paper"})],
+    "two, one on the other": [("se", {}), ("cbam", {"existing": "stack", "position": "mid"})],
+    "output": [("se", {"position": "output", "where": ["layer1", "conv1"]})],
+}
+
+
+@pytest.mark.parametrize("name", SURGERIES)
+def test_round_trip(fresh, tmp_path, name):
+    model = fresh()
+    for attention, options in SURGERIES[name]:
+        attn_surgery.apply(model, attention, **options)
+    moved_alone(model)
+    attn_surgery.save(model, tmp_path / "attention.safetensors")
+    again = attn_surgery.load(fresh(), tmp_path / "attention.safetensors")
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*states(again, model), strict=True))
+    assert torch.equal(again(X), model(X))
+    assert not torch.equal(again(X), fresh()(X))
+
+
+def states(*models: nn.Module) -> list[list[torch.Tensor]]:
+    return [list(model.state_dict().values()) for model in models]
+
+
+def test_only_the_attention_is_written(fresh, tmp_path):
+    model = attn_surgery.apply(fresh(), "se")
+    attn_surgery.save(model, tmp_path / "se")
+    with safe_open(tmp_path / "se", "pt") as file:
+        assert all(".attn." in key for key in file.keys())  # noqa: SIM118
+        size = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+    assert size == 11_778_592 - 11_689_512
+
+
+@pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "timm/seresnet18"])
+def test_replaced_attention(tmp_path, name):
+    host = attn_surgery.models.load_model(name, device=None).eval()
+    model = attn_surgery.apply(copy.deepcopy(host), "cbam", existing="replace")
+    moved_alone(model)
+    attn_surgery.save(model, tmp_path / "cbam")
+    again = attn_surgery.load(copy.deepcopy(host), tmp_path / "cbam")
+    assert torch.equal(again(X), model(X))
+    assert torch.equal(attn_surgery.remove(again)(X), host(X))
+
+
+@pytest.mark.parametrize("host", ["all", ["norms", "head", "conv1.weight", "layer*.conv?.weight"]])
+def test_a_host_that_was_trained_too(fresh, tmp_path, host):
+    model = attn_surgery.apply(fresh(), "se")
+    trained(model, list(model.parameters()))
+    attn_surgery.save(model, tmp_path / "se", host="norms")
+    with pytest.raises(SurgeryError, match=r"other weights: \d+ tensors differ, 'conv1.weight'"):
+        attn_surgery.load(fresh(), tmp_path / "se")
+    extra = ["layer?.0.downsample.0.weight"] if isinstance(host, list) else []
+    attn_surgery.save(model, tmp_path / "se", host=[*host, *extra] if extra else host)
+    again = attn_surgery.load(fresh(), tmp_path / "se")
+    assert all(torch.equal(a, b) for a, b in zip(*states(again, model), strict=True))
+
+
+def test_training_the_attention_alone_with_live_norms(fresh, tmp_path):
+    model = trained(attn_surgery.apply(fresh(), "cbam"))
+    attn_surgery.save(model, tmp_path / "cbam", host="norms")
+    assert torch.equal(attn_surgery.load(fresh(), tmp_path / "cbam")(X), model(X))
+
+
+def test_another_dtype(fresh, tmp_path):
+    model = moved_alone(attn_surgery.apply(fresh().bfloat16(), "cbam"))
+    attn_surgery.save(model, tmp_path / "cbam")
+    again = attn_surgery.load(fresh().bfloat16(), tmp_path / "cbam")
+    assert torch.equal(again(X.bfloat16()), model(X.bfloat16()))
+    with pytest.raises(SurgeryError, match=r"another host.*\(float32 64x3x7x7, not bfloat16"):
+        attn_surgery.load(fresh(), tmp_path / "cbam")
+
+
+# What is wrong
+
+
+@pytest.fixture
+def saved(fresh, tmp_path):
+    path = tmp_path / "attention.safetensors"
+    attn_surgery.save(moved_alone(attn_surgery.apply(fresh(), "se", where="layer4.*")), path)
+    return path
+
+
+def refused(host: nn.Module, path, message: str) -> None:
+    before = {key: value.clone() for key, value in host.state_dict().items()}
+    types = [type(module) for module in host.modules()]
+    with pytest.raises(SurgeryError, match=message):
+        attn_surgery.load(host, path)
+    assert [type(module) for module in host.modules()] == types
+    after = host.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def rewritten(path, tensors=None, **metadata):
+    """Write the file again with other tensors or metadata."""
+    with safe_open(path, "pt") as file:
+        old = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        words = file.metadata()
+    save_file(old if tensors is None else tensors(old), path, {**words, **metadata})
+
+
+def test_another_architecture(saved):
+    host = torchvision.models.resnet34()
+    refused(host, saved, r"made for another host: too much: layer1.2.bn1.bias, .* and \d+ more")
+    refused(torchvision.models.resnet18(num_classes=10), saved, "fc.bias .float32 10, not float32")
+
+
+def test_other_weights(saved):
+    refused(torchvision.models.resnet18().eval(), saved, "host with other weights")
+
+
+def test_a_host_with_attention(saved, fresh):
+    refused(attn_surgery.apply(fresh(), "se"), saved, "holds attention already")
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_truncated_file(saved, fresh, length):
+    saved.write_bytes(saved.read_bytes()[:length])
+    refused(fresh(), saved, "cannot read")
+
+
+def test_a_flipped_bit(saved, fresh):
+    content = bytearray(saved.read_bytes())
+    content[-10] ^= 1
+    saved.write_bytes(content)
+    refused(fresh(), saved, "was altered: different: layer4")
+
+
+def test_missing_and_surplus_tensors(saved, fresh):
+    rewritten(saved, lambda old: {k: v for k, v in old.items() if k != "layer4.0.attn.fc1.bias"})
+    refused(fresh(), saved, "was altered: missing: layer4.0.attn.fc1.bias")
+    rewritten(saved, lambda old: {**old, "layer4.9.weight": torch.ones(1)})
+    refused(fresh(), saved, "too much: layer4.9.weight")
+
+
+def test_an_altered_description(saved, fresh):
+    with safe_open(saved, "pt") as file:
+        content = file.metadata()["content"]
+    rewritten(saved, content=content.replace('"layer4.0"', '"layer3.0"'))
+    refused(fresh(), saved, "its description does not have the hash")
+
+
+def test_a_file_of_something_else(tmp_path, fresh):
+    save_file({"a": torch.ones(1)}, tmp_path / "a")
+    refused(fresh(), tmp_path / "a", "was not written by attn_surgery.save")
+    refused(fresh(), tmp_path / "nothing", "cannot read")
+
+
+def test_a_pickle_is_not_opened(tmp_path, fresh):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("it was unpickled",))
+
+    torch.save({"trap": Trap()}, tmp_path / "trap")
+    refused(fresh(), tmp_path / "trap", "cannot read")
+
+
+def test_nothing_to_save(fresh, tmp_path):
+    with pytest.raises(SurgeryError, match="no attention to be saved"):
+        attn_surgery.save(fresh(), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_callable_has_no_name_for_a_file(fresh, tmp_path):
+    model = attn_surgery.apply(fresh(), lambda channels: nn.Conv2d(channels, channels, 1))
+    with pytest.raises(SurgeryError, match=r"no name that a file could hold.*register"):
+        attn_surgery.save(model, tmp_path / "a")
+
+
+def test_a_registered_one_has(fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    @attn_surgery.register("mine")
+    def mine(channels, kernel_size=3):
+        return nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2)
+
+    model = moved_alone(attn_surgery.apply(fresh(), "mine", kernel_size=5))
+    attn_surgery.save(model, tmp_path / "a")
+    assert torch.equal(attn_surgery.load(fresh(), tmp_path / "a")(X), model(X))
+    registry._entries.pop("mine")
+    refused(fresh(), tmp_path / "a", "unknown attention 'mine'")
+
+
+def test_a_selection_of_nothing(fresh, tmp_path):
+    with pytest.raises(SurgeryError, match="host='norm' selects no tensor"):
+        attn_surgery.save(attn_surgery.apply(fresh(), "se"), tmp_path / "a", host="norm")
+
+
+def test_a_failure_while_loading_leaves_the_host(saved, fresh, monkeypatch):
+    class BrokenError(Exception):
+        pass
+
+    def broken(*args, **kwargs):
+        raise BrokenError
+
+    host = fresh()
+    monkeypatch.setattr(nn.Module, "load_state_dict", broken)
+    with pytest.raises(BrokenError):
+        attn_surgery.load(host, saved)
+    monkeypatch.undo()
+    assert attn_surgery.inserted(host) == {}
+    assert torch.equal(host(X), fresh()(X))
+
+
+def test_a_failure_while_writing_leaves_the_old_file(saved, fresh, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    before = saved.read_bytes()
+    monkeypatch.setattr(saving, "save_file", full)
+    with pytest.raises(SurgeryError, match="No space left"):
+        attn_surgery.save(attn_surgery.apply(fresh(), "cbam"), saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_the_description_is_json_and_holds_the_plan(saved):
+    with safe_open(saved, "pt") as file:
+        content = json.loads(file.metadata()["content"])
+    (surgery,) = content["surgeries"]
+    assert surgery["init"] == "identity"
+    assert [site["block"] for site in surgery["plan"]["sites"]] == ["layer4.0", "layer4.1"]
