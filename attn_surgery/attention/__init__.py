@@ -1,7 +1,10 @@
 """The attention modules: ``(N, C, *spatial)`` to the same shape, by registered name."""
 
+from attn_surgery.attention.bam import BAM
 from attn_surgery.attention.building import build
 from attn_surgery.attention.cbam import CBAM, ChannelAttention, SpatialAttention
+from attn_surgery.attention.gct import GCT
+from attn_surgery.attention.library import TIMM
 from attn_surgery.attention.registry import (
     Entry,
     available,
@@ -10,14 +13,27 @@ from attn_surgery.attention.registry import (
     get_builder,
     register,
 )
+from attn_surgery.attention.scse import SCSE
 from attn_surgery.attention.se import SE
+from attn_surgery.attention.sge import SGE
+from attn_surgery.attention.simam import SimAM
+from attn_surgery.attention.srm import SRM
+from attn_surgery.attention.triplet import TripletAttention
 
 __all__ = [
+    "BAM",
     "CBAM",
+    "GCT",
+    "SCSE",
     "SE",
+    "SGE",
+    "SRM",
+    "TIMM",
     "ChannelAttention",
     "Entry",
+    "SimAM",
     "SpatialAttention",
+    "TripletAttention",
     "available",
     "build",
     "check_options",

@@ -1,5 +1,6 @@
 """One attention module from its name or builder, checked, with the start that was asked for."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,12 @@ import torch
 from torch import nn
 
 from attn_surgery.attention.gate import CONV, INITS
-from attn_surgery.attention.identity import IdentityStart, check_forward, starts_as_identity
+from attn_surgery.attention.identity import (
+    IdentityStart,
+    check_forward,
+    keeps_layout,
+    starts_as_identity,
+)
 from attn_surgery.attention.options import choice, whole
 from attn_surgery.attention.registry import (
     Builder,
@@ -31,8 +37,9 @@ def build(
     """Build one attention module.
 
     A builder that does not know ``init`` gets its identity start from outside, by
-    ``IdentityStart``, unless what it builds starts as the identity by itself; ``init="paper"``
-    leaves what it builds as it is. What such a builder returns is run once on a small map.
+    ``IdentityStart``, unless what it builds starts as the identity by itself and keeps the memory
+    layout of its map; ``init="paper"`` leaves what it builds as it is. What such a builder returns
+    is run on small maps.
 
     Args:
         attention: A registered name, or a builder.
@@ -69,9 +76,20 @@ def build(
         check_forward(tried, channels, spatial_dims)
     except SurgeryError as error:
         raise SurgeryError(f"{_call(attention, channels, keywords)} {error}") from error
-    if init == "paper" or starts_as_identity(tried, channels, spatial_dims):
+    if init == "paper":
         return module
-    return IdentityStart(module)
+    return _identity_start(module, tried, channels, spatial_dims)
+
+
+def _identity_start(
+    module: nn.Module, tried: nn.Module, channels: int, spatial_dims: int
+) -> nn.Module:
+    """Wrap a module unless it needs no wrapper; ``tried`` is the module, or its like on the CPU."""
+    if not starts_as_identity(tried, channels, spatial_dims):
+        return IdentityStart(module)
+    if keeps_layout(tried, channels, spatial_dims):
+        return module
+    return IdentityStart(module, alpha=1.0)
 
 
 def _check_dims(attention: str | Builder, spatial_dims: int) -> None:
@@ -97,4 +115,16 @@ def _built(attention: str | Builder, channels: int, keywords: dict[str, Any]) ->
 
 
 def _call(attention: str | Builder, channels: int, keywords: dict[str, Any]) -> str:
-    return f"attention {name_of(attention)} with channels={channels}, options={keywords}"
+    named = f"attention {name_of(attention)}{_origin(attention)}"
+    return f"{named} with channels={channels}, options={keywords}"
+
+
+def _origin(attention: str | Builder) -> str:
+    """Say whose a registered builder is, where it is another package's."""
+    builder = get_builder(attention)
+    if isinstance(builder, functools.partial):
+        builder = builder.func
+    module = getattr(builder, "__module__", None) or ""
+    if not isinstance(attention, str) or module.partition(".")[0] in {"attn_surgery", ""}:
+        return ""
+    return f" ({module}.{getattr(builder, '__qualname__', type(builder).__qualname__)})"

@@ -17,12 +17,14 @@ class IdentityStart(nn.Module):
     ``alpha`` is a scalar that starts at 0 and is learned (ReZero, Bachlechner et al. 2020,
     arXiv:2003.04887, eq. 2, with f(x) - x for their F); at 1 the module is f. At the first step
     the gradient reaches ``alpha`` alone. The values equal those of x for every finite f(x), but a
-    negative zero may come out as a positive one, unless f scales the map by a positive gate.
+    negative zero may come out as a positive one, unless f scales the map by a positive gate. The
+    output has the memory layout of x.
 
     Shapes: those of x, whatever they are.
 
     Args:
         f: The module that is wrapped.
+        alpha: Where ``alpha`` starts: 0, or 1 for an f whose values are those of x by itself.
 
     Example:
         >>> x = torch.randn(2, 8, 4, 4)
@@ -30,10 +32,10 @@ class IdentityStart(nn.Module):
         True
     """
 
-    def __init__(self, f: nn.Module):
+    def __init__(self, f: nn.Module, alpha: float = 0.0):
         super().__init__()
         self.f = f
-        self.alpha = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.full((), alpha))
 
     def forward(self, x: Tensor) -> Tensor:
         """Blend x and f(x): shape and dtype of x."""
@@ -70,9 +72,9 @@ def check_forward(attention: nn.Module, channels: int, spatial_dims: int) -> Non
 
 
 def starts_as_identity(attention: nn.Module, channels: int, spatial_dims: int) -> bool:
-    """Tell whether an attention returns its map unchanged, bit for bit, in both modes.
+    """Tell whether an attention returns the values of its map unchanged, in both modes.
 
-    Such a one needs no ``IdentityStart``, and would get no gradient within: f(x) - x is zero.
+    Such a one gets no gradient within ``IdentityStart`` with alpha = 0: x - f(x) is zero.
 
     Args:
         attention: The module, not on the meta device; a copy of it is run.
@@ -83,19 +85,48 @@ def starts_as_identity(attention: nn.Module, channels: int, spatial_dims: int) -
         >>> starts_as_identity(nn.Identity(), 8, 2), starts_as_identity(nn.Sigmoid(), 8, 2)
         (True, False)
     """
-    results = [_tried(attention, channels, spatial_dims, training=mode) for mode in (False, True)]
+    results = (_tried(attention, channels, spatial_dims, training=mode) for mode in (False, True))
     return all(isinstance(y, Tensor) and torch.equal(x, y) for x, y in results)
 
 
+def keeps_layout(attention: nn.Module, channels: int, spatial_dims: int) -> bool:
+    """Tell whether an attention returns maps in memory as it gets them, channels last too.
+
+    Where it does not, what follows it may take another kernel, whose values differ in the last bit.
+
+    Args:
+        attention: As for ``starts_as_identity``.
+        channels: As for ``starts_as_identity``.
+        spatial_dims: As for ``starts_as_identity``.
+
+    Example:
+        >>> keeps_layout(nn.Identity(), 8, 2), keeps_layout(nn.Flatten(0), 8, 2)
+        (True, False)
+    """
+    results = (
+        _tried(attention, channels, spatial_dims, training=False, channels_last=last)
+        for last in (False, True)
+    )
+    return all(isinstance(y, Tensor) and x.stride() == y.stride() for x, y in results)
+
+
 def _tried(
-    attention: nn.Module, channels: int, spatial_dims: int, *, training: bool
+    attention: nn.Module,
+    channels: int,
+    spatial_dims: int,
+    *,
+    training: bool,
+    channels_last: bool = False,
 ) -> tuple[Tensor, object]:
     tried = copy.deepcopy(attention).train(training)
     floats = (p for p in tried.parameters() if p.is_floating_point())
     like = next(floats, torch.empty(0, device="cpu"))
+    failure = ""
     for side in _SIDES:
         shape = (2, channels, *[side] * spatial_dims)
         x = torch.randn(shape, device=like.device, dtype=like.dtype)
+        if channels_last:
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
         try:
             with torch.no_grad(), like.device:
                 return x, tried(x.clone())

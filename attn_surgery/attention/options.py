@@ -1,5 +1,6 @@
 """Checks of option values: each returns the value, or says what would have been accepted."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -23,6 +24,23 @@ def whole(name: str, value: Any, *, odd: bool = False) -> int:
         return value
     kind = "an odd" if odd else "a"
     raise SurgeryError(f"{name}={value!r}: must be {kind} whole number, 1 or more")
+
+
+def positive(name: str, value: Any) -> float:
+    """Return ``value`` if it is a positive, finite number; a ``bool`` is none.
+
+    Raises:
+        SurgeryError: If it is anything else.
+
+    Example:
+        >>> positive("epsilon", 0)
+        Traceback (most recent call last):
+        ...
+        attn_surgery.errors.SurgeryError: epsilon=0: must be a positive number
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise SurgeryError(f"{name}={value!r}: must be a positive number")
 
 
 def flag(name: str, value: Any) -> bool:
