@@ -12,7 +12,7 @@ import copy
 import inspect
 import types
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -23,6 +23,7 @@ from attn_surgery.bytecode import signature
 from attn_surgery.errors import SurgeryError
 from attn_surgery.fidelity import watched_attributes
 from attn_surgery.former import back_for_a_while, former_of, formers, put_back
+from attn_surgery.listening import listening
 from attn_surgery.preserve import Attributes
 from attn_surgery.rewrite import Insertion, UnfaithfulError, original, passing_on, renamed
 
@@ -194,47 +195,14 @@ def _methods_now(module: nn.Module, done: Surgery) -> dict[str, Any]:
         return original(module).with_attention(done.insertions).methods
     except UnfaithfulError as error:
         if all(each.after.kind == "child" and not each.into for each in done.insertions):
-            return _listening(module, done)
+            body = {"forward": listening(done.insertions, HOST_FORWARD)}
+            if "forward" not in vars(module):
+                body[HOST_FORWARD] = done.base.forward
+            return body
         raise SurgeryError(
             f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
             "call attn_surgery.remove first, change it, then apply again"
         ) from None
-
-
-def _listening(module: nn.Module, done: Surgery) -> dict[str, Any]:
-    """Make a forward that runs the host's and replaces what the children return on the way."""
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as listening:
-            for each in done.insertions:
-                child = self.get_submodule(each.after.name)
-                handle = child.register_forward_hook(_Replacing(self, each))
-                listening.callback(handle.remove)
-            return getattr(self, HOST_FORWARD)(*args, **kwargs)
-
-    body: dict[str, Any] = {"forward": forward}
-    if "forward" not in vars(module):
-        body[HOST_FORWARD] = done.base.forward
-    return body
-
-
-class _Replacing:
-    """A hook that passes one of a child's outputs through the attention."""
-
-    def __init__(self, block: nn.Module, insertion: Insertion):
-        self.block = block
-        self.insertion = insertion
-        self.calls = 0
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        self.calls += 1
-        if self.calls - 1 != self.insertion.after.occurrence:
-            return output
-        attention = self.block.get_submodule(self.insertion.attention)
-        if not self.insertion.channels_last_dims:
-            return attention(output)
-        attended = attention(output.permute(self.insertion.to_maps))
-        return attended.permute(self.insertion.from_maps)
 
 
 def change_class(module: nn.Module, operated: type[nn.Module]) -> None:

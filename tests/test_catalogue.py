@@ -180,7 +180,7 @@ class TestCitizenship:
         expected = attention(x)
         y = attention.to(dtype)(x.to(dtype))
         assert y.dtype == dtype
-        torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.3)
+        assert (y.float() - expected).norm() < 0.05 * expected.norm()
         large = torch.full((2, C, 56, 56), 40.0, dtype=dtype)
         assert attention(large * torch.randn_like(large)).isfinite().all()
 

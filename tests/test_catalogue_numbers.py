@@ -1,5 +1,6 @@
 """The catalogue's numbers: parameter counts, the papers' equations in numpy, and timm's own."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class TestCounts:
         assert count(host) == total
         attn_surgery.remove(host)
         attn_surgery.apply(host, attention)
-        assert count(host) == total + len(WIDTHS)  # one alpha a site
+        assert count(host) == total + len(WIDTHS) * (attention == "eca")  # one alpha a site
 
     def test_bam_between_the_stages_of_resnet_50(self):
         with torch.device("meta"):
@@ -247,8 +248,9 @@ CASES = [(name, d) for name, case in EQUATIONS.items() for d in case[-1] or (2,)
 @pytest.mark.parametrize(("name", "spatial_dims"), CASES)
 def test_the_papers_equations(name: str, spatial_dims: int, training: bool):
     kind, options, plain, plain_options, dims = EQUATIONS[name]
+    start = {"init": "paper"} if "init" in inspect.signature(kind).parameters else {}
     dims_option = {"spatial_dims": spatial_dims} if dims else {}
-    attention = perturbed(kind(C, **options, **dims_option)).double().train(training)
+    attention = perturbed(kind(C, **options, **dims_option, **start)).double().train(training)
     for module in attention.modules():
         if isinstance(getattr(module, "running_var", None), Tensor):
             module.running_mean.normal_()

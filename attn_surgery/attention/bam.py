@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.gate import BATCH_NORM, CONV, hidden_width
+from attn_surgery.attention.gate import BATCH_NORM, CONV, INITS, hidden_width
 from attn_surgery.attention.options import choice, whole
 from attn_surgery.attention.registry import register
 
@@ -27,6 +27,9 @@ class BAM(nn.Module):
     also multiplies the two maps, ``sigmoid(M_c(x) * M_s(x))``: ``combine="product"``. The paper
     puts BAM between stages: at a residual block it acts on the branch alone.
 
+    With ``init="identity"`` the gate is ``2 sigmoid(...)`` instead of ``1 + sigmoid(...)``, and the
+    last layers start at zero (of ``combine="product"``, the spatial one).
+
     Its batch norms refuse to train on a batch of one.
 
     Shapes: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``.
@@ -37,13 +40,14 @@ class BAM(nn.Module):
         dilation: The paper's d, of the 3x3 convolutions.
         combine: ``sum`` (the paper's equation) or ``product`` (the official code).
         spatial_dims: 1, 2 or 3.
+        init: ``identity`` or ``paper``.
 
     Raises:
         SurgeryError: If an option has an impossible value.
 
     Example:
         >>> bam, x = BAM(256), torch.randn(2, 256, 7, 7)
-        >>> sum(p.numel() for p in bam.parameters()), bam.attention_map(x).shape == x.shape
+        >>> sum(p.numel() for p in bam.parameters()), torch.equal(bam(x), x)
         (17361, True)
     """
 
@@ -55,6 +59,7 @@ class BAM(nn.Module):
         dilation: int = 4,
         combine: str = "sum",
         spatial_dims: int = 2,
+        init: str = "identity",
     ):
         super().__init__()
         whole("channels", channels)
@@ -62,29 +67,44 @@ class BAM(nn.Module):
         choice("spatial_dims", spatial_dims, tuple(CONV))
         hidden = hidden_width(channels, reduction, None, divisor=1)
         self.combine: str = choice("combine", combine, COMBINATIONS)
+        self.init: str = choice("init", init, INITS)
         self.dims = list(range(2, 2 + spatial_dims))
         self.channel_att = nn.Sequential(OrderedDict(gate_c=_channel_branch(channels, hidden)))
         self.spatial_att = nn.Sequential(
             OrderedDict(gate_s=_spatial_branch(channels, hidden, dilation, spatial_dims))
         )
 
-    def attention_map(self, x: Tensor) -> Tensor:
-        """Compute M(x), in (0, 1): ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
+        if init == "identity":
+            self._start_at_identity()
+
+    def _start_at_identity(self) -> None:
+        last = [self.spatial_att.get_submodule("gate_s.gate_s_conv_final")]
+        if self.combine == "sum":  # of a product of two zeros, neither would learn
+            last.append(self.channel_att.get_submodule("gate_c.gate_c_fc_final"))
+        for parameter in (each for layer in last for each in layer.parameters()):
+            nn.init.zeros_(parameter)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Compute the two maps as one: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         channel = self.channel_att(x.mean(self.dims))  # (N, C)
         for _ in self.dims:
             channel = channel.unsqueeze(-1)
         spatial = self.spatial_att(x)  # (N, 1, *spatial)
-        if self.combine == "sum":
-            return torch.sigmoid(channel + spatial)
-        return torch.sigmoid(channel * spatial)
+        return channel + spatial if self.combine == "sum" else channel * spatial
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
+        if self.init == "identity":
+            return 2 * torch.sigmoid(self.logits(x))
+        return 1 + torch.sigmoid(self.logits(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Strengthen what M(x) marks: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
-        return x + x * self.attention_map(x)
+        """Scale every element: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
+        return x * self.gate(x)
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""
-        return f"combine={self.combine}"
+        return f"combine={self.combine}, init={self.init}"
 
 
 def _channel_branch(channels: int, hidden: int) -> nn.Module:

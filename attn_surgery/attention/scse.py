@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.gate import CONV
+from attn_surgery.attention.gate import CONV, sigmoid_gate
 from attn_surgery.attention.options import choice
 from attn_surgery.attention.registry import register
 from attn_surgery.attention.se import SE
@@ -22,7 +22,8 @@ class SCSE(nn.Module):
     What differs from the paper: its equations have no biases, while the official code does, and so
     does this module unless ``bias=False``. That code takes the larger of the two elements instead
     of their sum, ``max(x_c, x_s)``, which the journal version (arXiv:1808.08127) compares with
-    others: ``combine="max"``.
+    others: ``combine="max"``. With ``init="identity"`` the gates are ``2 sigmoid(...)``, their last
+    layers start at zero, and the sum is halved.
 
     Shapes: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``.
 
@@ -32,6 +33,7 @@ class SCSE(nn.Module):
         combine: ``add`` (the paper) or ``max`` (the official code).
         bias: Whether the three layers have biases.
         spatial_dims: 1, 2 or 3.
+        init: ``identity`` or ``paper``.
 
     Raises:
         SurgeryError: If an option has an impossible value.
@@ -50,16 +52,22 @@ class SCSE(nn.Module):
         combine: str = "add",
         bias: bool = True,
         spatial_dims: int = 2,
+        init: str = "identity",
     ):
         super().__init__()
         self.combine: str = choice("combine", combine, COMBINATIONS)
-        self.cse = SE(channels, reduction, bias=bias, spatial_dims=spatial_dims, init="paper")
+        self.cse = SE(channels, reduction, bias=bias, spatial_dims=spatial_dims, init=init)
         self.sse = CONV[spatial_dims](channels, 1, 1, bias=bias)
+        if init == "identity":
+            for parameter in self.sse.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale by channel and by position: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         channel = self.cse.gate(x)  # (N, C, 1, ...)
-        spatial = torch.sigmoid(self.sse(x))  # (N, 1, *spatial)
+        spatial = sigmoid_gate(self.sse(x), self.cse.init)  # (N, 1, *spatial)
+        if self.combine == "add" and self.cse.init == "identity":
+            return x * ((channel + spatial) / 2)
         if self.combine == "add":
             return x * (channel + spatial)
         # The larger element, not the larger gate: for a negative one the gates change places.

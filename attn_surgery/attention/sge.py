@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.gate import CONV
+from attn_surgery.attention.gate import CONV, INITS, sigmoid_gate
 from attn_surgery.attention.options import choice, positive, whole
 from attn_surgery.attention.registry import register
 from attn_surgery.errors import SurgeryError
@@ -22,7 +22,8 @@ class SGE(nn.Module):
 
     What differs from the paper: it has 64 groups, and so does this module where 64 divides C; where
     it does not, the number of groups is their greatest common divisor (8 for 24 channels). (The
-    official code divides the variance by M - 1, for M positions, where eq. 3 divides by M.)
+    official code divides the variance by M - 1, for M positions, where eq. 3 divides by M.) With
+    ``init="identity"`` the gate is ``2 sigmoid(a)`` and the bias starts at 0.
 
     Shapes: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``.
 
@@ -31,6 +32,7 @@ class SGE(nn.Module):
         groups: The number of groups, which has to divide C; None: ``gcd(64, C)``.
         epsilon: What keeps the division finite.
         spatial_dims: 1, 2 or 3.
+        init: ``identity`` or ``paper``.
 
     Raises:
         SurgeryError: If an option has an impossible value.
@@ -48,16 +50,18 @@ class SGE(nn.Module):
         *,
         epsilon: float = 1e-5,
         spatial_dims: int = 2,
+        init: str = "identity",
     ):
         super().__init__()
         self.groups: int = _group_count(channels, groups)
         self.width: int = channels // self.groups
+        self.init: str = choice("init", init, INITS)
         self.epsilon: float = positive("epsilon", epsilon)
         choice("spatial_dims", spatial_dims, tuple(CONV))
         self.dims = list(range(2, 2 + spatial_dims))
         shape = (1, self.groups, *[1] * spatial_dims)
         self.weight = nn.Parameter(torch.zeros(shape))
-        self.bias = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape) if init == "identity" else torch.ones(shape))
 
     def gate(self, grouped: Tensor) -> Tensor:
         """Compute the factors: ``(N, G, C / G, *spatial)`` -> ``(N, G, *spatial)``."""
@@ -65,7 +69,7 @@ class SGE(nn.Module):
         likeness = (grouped * means).sum(2)
         std, mean = torch.std_mean(likeness, self.dims, correction=0, keepdim=True)
         normed = (likeness - mean) / (std + self.epsilon)
-        return torch.sigmoid(normed * self.weight + self.bias)
+        return sigmoid_gate(normed * self.weight + self.bias, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every position of every group: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.gate import BATCH_NORM
+from attn_surgery.attention.gate import BATCH_NORM, INITS, sigmoid_gate
 from attn_surgery.attention.options import choice, whole
 from attn_surgery.attention.registry import register
 
@@ -20,6 +20,9 @@ class SRM(nn.Module):
     What differs from the paper: nothing. (The official code divides the variance by M - 1, for M
     positions, where eq. 2 divides by M.)
 
+    With ``init="identity"`` the gate is ``2 sigmoid(...)``, and the norm's weight starts at zero
+    instead of ``cfc``: a norm of zeros would multiply the first gradient by 316.
+
     Its batch norm refuses to train on a batch of one.
 
     Shapes: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``.
@@ -27,6 +30,7 @@ class SRM(nn.Module):
     Args:
         channels: C.
         spatial_dims: 1, 2 or 3.
+        init: ``identity`` or ``paper``.
 
     Raises:
         SurgeryError: If an option has an impossible value.
@@ -37,20 +41,24 @@ class SRM(nn.Module):
         (256, torch.Size([2, 64, 1, 1]))
     """
 
-    def __init__(self, channels: int, *, spatial_dims: int = 2):
+    def __init__(self, channels: int, *, spatial_dims: int = 2, init: str = "identity"):
         super().__init__()
         whole("channels", channels)
         norm = BATCH_NORM[choice("spatial_dims", spatial_dims, tuple(BATCH_NORM))]
+        self.init: str = choice("init", init, INITS)
         self.dims = list(range(2, 2 + spatial_dims))
         self.cfc = nn.Parameter(torch.zeros(channels, 2))
         self.bn = norm(channels)
+        if init == "identity":
+            nn.init.normal_(self.cfc)
+            nn.init.zeros_(self.bn.weight)
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
         std, mean = torch.std_mean(x, self.dims, correction=0, keepdim=True)
         style = torch.stack([mean.flatten(1), std.flatten(1)], 2)  # (N, C, 2)
         z = (style * self.cfc).sum(2)  # (N, C)
-        return torch.sigmoid(self.bn(z.reshape(mean.shape)))
+        return sigmoid_gate(self.bn(z.reshape(mean.shape)), self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""

@@ -18,8 +18,10 @@ class TripletAttention(nn.Module):
     and convolves over (C, W), ``hc`` pools over W and convolves over (C, H), ``hw`` pools over C:
     the names of the official code, so that its weights load by name.
 
-    What differs from the paper: nothing. On 1-D and 3-D maps there would be two and four branches,
-    which nobody has published: it takes 2-D maps.
+    What differs from the paper: the mean is taken of the three gates, which is the same. With
+    ``init="identity"`` they are ``2 sigmoid(...)``, and the norms' weights start at zero. On 1-D
+    and 3-D maps there would be two and four branches, which nobody has published: it takes 2-D
+    maps.
 
     Shapes: ``(N, C, H, W)`` -> ``(N, C, H, W)``.
 
@@ -27,6 +29,7 @@ class TripletAttention(nn.Module):
         channels: C; unused, as the module does not depend on it.
         kernel_size: k, odd.
         spatial: Whether there is the branch ``hw``; without it the mean is that of two.
+        init: ``identity`` or ``paper``.
 
     Raises:
         SurgeryError: If an option has an impossible value.
@@ -37,23 +40,27 @@ class TripletAttention(nn.Module):
         (300, True)
     """
 
-    def __init__(self, channels: int, kernel_size: int = 7, *, spatial: bool = True):
+    def __init__(
+        self, channels: int, kernel_size: int = 7, *, spatial: bool = True, init: str = "identity"
+    ):
         super().__init__()
-        self.cw = _branch(channels, kernel_size)
-        self.hc = _branch(channels, kernel_size)
-        self.hw = _branch(channels, kernel_size) if flag("spatial", spatial) else None
+        self.cw = _branch(channels, kernel_size, init)
+        self.hc = _branch(channels, kernel_size, init)
+        self.hw = _branch(channels, kernel_size, init) if flag("spatial", spatial) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every element: ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
-        rows = self.cw(x.transpose(1, 2)).transpose(1, 2)  # gate: (N, C, 1, W)
-        columns = self.hc(x.transpose(1, 3)).transpose(1, 3)  # gate: (N, C, H, 1)
+        rows = self.cw.gate(x.transpose(1, 2)).transpose(1, 2)  # (N, C, 1, W)
+        columns = self.hc.gate(x.transpose(1, 3)).transpose(1, 3)  # (N, C, H, 1)
         if self.hw is not None:
-            return (self.hw(x) + rows + columns) / 3
-        return (rows + columns) / 2
+            return x * ((self.hw.gate(x) + rows + columns) / 3)
+        return x * ((rows + columns) / 2)
 
 
-def _branch(channels: int, kernel_size: int) -> SpatialAttention:
-    branch = SpatialAttention(channels, kernel_size, init="paper")
+def _branch(channels: int, kernel_size: int, init: str) -> SpatialAttention:
+    branch = SpatialAttention(channels, kernel_size, init=init)
+    if init == "identity":
+        return branch
     # CBAM's norm starts at zero; that of the published triplet attention starts as any other.
     torch.nn.init.ones_(branch.conv[1].weight)  # type: ignore[arg-type]
     return branch
