@@ -1,15 +1,22 @@
 """The command line: what it prints, and that every failure is one line and an exit status."""
 
+import csv
+import importlib
+import io
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from attn_surgery import cli
+from attn_surgery import cli, report_command
+from attn_surgery.arguments import parse_setting
 from attn_surgery.attention import available
+from attn_surgery.conditions import accelerator, device_name
+from attn_surgery.models import load_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,15 +30,20 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
 def test_list(capsys):
     status, out, err = run(capsys, "list")
     assert (status, err) == (0, "")
-    lines = out.splitlines()
+    head, _, *lines = out.splitlines()
+    assert head.split()[:2] == ["name", "paper"]
     assert [line.split()[0] for line in lines] == available()
-    assert "Squeeze-and-excitation" in next(line for line in lines if line.startswith("se "))
+    row = next(line for line in lines if line.startswith("se "))
+    assert all(part in row for part in ("arXiv:1709.01507", "8,464", "8,192", "1, 2, 3"))
 
 
 def test_list_json(capsys):
     status, out, _ = run(capsys, "list", "--json")
     assert status == 0
-    assert list(json.loads(out)) == available()
+    listed = {each.pop("name"): each for each in json.loads(out)}
+    assert list(listed) == available()
+    assert listed["srm"]["params"] == 1024
+    assert (listed["eca"]["dims"], listed["eca"]["fault"]) == ([2], "")
 
 
 def test_plan(capsys):
@@ -49,35 +61,197 @@ def test_plan_json(capsys):
     assert blocks == ["layer3.0", "layer4.0", "layer4.1"]
 
 
+def report(capsys, *words: str) -> tuple[int, str, str]:
+    return run(capsys, "report", *words, "--no-latency")
+
+
 def test_report(capsys):
-    status, out, err = run(capsys, "report", "torchvision/resnet50", "torchvision/resnet18")
+    status, out, err = report(capsys, "torchvision/resnet50", "torchvision/resnet18")
     assert (status, err) == (0, "")
     assert "4.0892" in out
     assert "1.8141" in out
     assert "MACs (G)" in out
     assert "3x224x224" in out
+    assert "latency" not in out
+
+
+SMALL = ["torchvision/resnet18", "--attention", "se", "--input", "3x64x64"]
 
 
 def test_report_json(capsys):
-    words = ["torchvision/resnet18", "--attention", "se", "--input", "3x64x64", "--json"]
-    status, out, _ = run(capsys, "report", *words)
+    status, out, _ = report(capsys, *SMALL, "--json")
     assert status == 0
     result = json.loads(out)
     assert [row["attention"] for row in result["rows"]] == [None, "se"]
     assert result["rows"][1]["params"] == 11_778_592
     assert result["input_sizes"] == {"torchvision/resnet18": [3, 64, 64]}
+    assert report(capsys, *SMALL, "--format", "json")[1] == out
 
 
 def test_options_reach_the_attention(capsys):
     words = ["torchvision/resnet50", "--attention", "se", "--set", "bias=False", "--json"]
-    _, out, _ = run(capsys, "report", *words)
+    _, out, _ = report(capsys, *words)
     assert json.loads(out)["rows"][1]["params"] == 28_071_976
 
 
-def test_a_row_that_fails_is_status_1(capsys):
-    status, out, err = run(capsys, "report", "torchvision/raft_small", "torchvision/resnet18")
+def test_measured(capsys):
+    words = [*SMALL, "--device", "cpu", "--batch-size", "2", "--threads", "1", "--seconds", "0"]
+    status, out, err = run(capsys, "report", *words, "--train", "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert all(row["latency_ms"] > 0 and row["train_latency_ms"] > 0 for row in result["rows"])
+    assert [len(each["ms"]) for each in result["samples"]] == [10] * 4
+    told = result["provenance"]
+    assert (told["threads"], told["batch_size"], told["dtype"]) == (1, 2, "as loaded")
+    assert platform.node() not in {told["device"], ""}
+
+
+def test_measured_on_the_accelerator_by_default(capsys):
+    there = accelerator()
+    if there is None:
+        pytest.skip("no accelerator on this machine")
+    _, out, _ = run(capsys, "report", *SMALL, "--seconds", "0", "--json")
+    result = json.loads(out)
+    assert result["provenance"]["device"] == device_name(there)
+    assert all(row["peak_bytes"] for row in result["rows"])
+
+
+def test_one_that_fails_leaves_the_others(capsys):
+    status, out, err = report(capsys, "no_package:net", "torchvision/resnet18")
     assert (status, err) == (1, "")
-    assert "missing 1 required positional argument: 'image2'" in out
+    assert "no_package:net: cannot import 'no_package:net'" in out
+    assert "1.8141" in out
+
+
+def test_an_attention_that_goes_nowhere_is_status_1(capsys):
+    status, out, err = report(capsys, "torchvision/vgg11")
+    assert (status, err) == (1, "")
+    assert "torchvision/vgg11 + se: nothing inserted" in out
+
+
+def test_raft_and_detection(capsys):
+    models = ["torchvision/raft_small", "torchvision/ssdlite320_mobilenet_v3_large"]
+    status, out, err = report(capsys, *models, "--attention", "se")
+    assert (status, err) == (0, "")
+    assert "one input of 3x224x224,3x224x224" in out
+    assert "every box passes" in out
+
+
+def test_an_input_of_ones_own(capsys, tmp_path, monkeypatch):
+    (tmp_path / "images.py").write_text(
+        "import torch\n\ndef two():\n    return [torch.zeros(3, 32, 64), torch.zeros(3, 64, 32)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["torchvision/ssdlite320_mobilenet_v3_large", "--attention", "se", "--json"]
+    status, out, _ = report(capsys, *words, "--input", "images:two")
+    assert status == 0
+    result = json.loads(out)
+    assert list(result["input_sizes"].values()) == ["two"]
+    _, once, _ = report(capsys, *words)
+    macs, of_one = (json.loads(text)["rows"][0]["macs"] for text in (out, once))
+    assert macs == 2 * of_one
+
+
+# Formats
+
+
+def test_csv_is_read_back(capsys):
+    words = [*SMALL[:2], "se", "cbam", *SMALL[3:], "--format", "csv"]
+    status, out, _ = report(capsys, *words)
+    assert status == 0
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["attention"] for row in rows] == ["", "se", "cbam"]
+    assert [int(row["params"]) for row in rows] == [11_689_512, 11_778_592, 11_779_392]
+    assert list(rows[0])[:4] == ["model", "attention", "sites", "params"]
+    assert {row["latency_ms"] for row in rows} == {""}
+
+
+def cells(line: str, separator: str) -> list[str]:
+    bare = line.strip().removeprefix("|").removesuffix("|").removesuffix("\\\\")
+    return [cell.strip() for cell in bare.split(separator)]
+
+
+def test_markdown_is_read_back(capsys):
+    _, out, _ = report(capsys, *SMALL, "--format", "markdown", "--per-site")
+    blocks = [block.splitlines() for block in out.split("\n\n")]
+    head, rule, host, se = blocks[0]
+    assert set(rule) <= set("|-:")
+    assert len({len(cells(line, "|")) for line in (head, rule, host, se)}) == 1
+    assert cells(se, "|")[:5] == ["torchvision/resnet18", "se", "8", "11.779", "+89,080"]
+    assert len(blocks[1]) == 2 + 8
+    assert all(line.startswith("- ") for line in blocks[2])
+
+
+def test_latex_is_read_back(capsys):
+    _, out, _ = report(capsys, *SMALL, "--format", "latex")
+    lines = out.splitlines()
+    body = lines[lines.index("\\midrule") + 1 : lines.index("\\bottomrule")]
+    assert cells(body[1], "&")[:5] == ["torchvision/resnet18", "se", "8", "11.779", "+89,080"]
+    columns = len(cells(body[0], "&"))
+    assert lines[0] == "\\begin{tabular}{ll" + "r" * (columns - 2) + "}"
+    assert lines[-1].startswith("% ")
+
+
+def test_table_has_units(capsys):
+    _, out, _ = report(capsys, *SMALL, "--per-site")
+    head = out.splitlines()[0]
+    for unit in ("params (M)", "MACs (G)", "elementwise (M op)", "moved (MB)", "saved (MB)"):
+        assert unit in head
+    assert "layer4.1" in out
+    assert "2 FLOPs" in out
+
+
+def test_output_goes_to_a_file(capsys, tmp_path):
+    path = tmp_path / "costs.csv"
+    status, out, _ = report(capsys, *SMALL, "--format", "csv", "--output", str(path))
+    assert (status, out) == (0, "")
+    assert path.read_text().startswith("model,attention,")
+
+
+def test_plot(capsys, tmp_path):
+    path = tmp_path / "costs.png"
+    words = [*SMALL, "--device", "cpu", "--threads", "1", "--seconds", "0", "--plot", str(path)]
+    assert run(capsys, "report", *words)[0] == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_without_matplotlib(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, _, err = run(capsys, "report", *SMALL, "--plot", "costs.png")
+    assert status == 2
+    assert "pip install 'attn-surgery[plot]'" in err
+
+
+# Ctrl-C
+
+
+def test_interrupted_while_measuring(capsys, monkeypatch):
+    latency = importlib.import_module("attn_surgery.latency")
+    original = latency._order
+
+    def order(models, round_):
+        if round_ == 3:
+            raise KeyboardInterrupt
+        return original(models, round_)
+
+    monkeypatch.setattr(latency, "_order", order)
+    words = [SMALL[0], "torchvision/resnet34", *SMALL[1:], "--device", "cpu", "--threads", "1"]
+    status, out, err = run(capsys, "report", *words)
+    assert (status, err) == (130, "")
+    assert "latency (median ms)" in out
+    assert "interrupted: measured so far" in out
+    assert "resnet34" not in out
+
+
+def test_interrupted_in_the_second_model(capsys, monkeypatch):
+    def load(name, **options):
+        if name == "second":
+            raise KeyboardInterrupt
+        return load_model(name, **options)
+
+    monkeypatch.setattr(report_command, "load_model", load)
+    status, out, err = report(capsys, "torchvision/resnet18", "second")
+    assert (status, err) == (130, "")
     assert "1.8141" in out
 
 
@@ -85,7 +259,21 @@ def test_a_row_that_fails_is_status_1(capsys):
     ("words", "message"),
     [
         (["plan", "resnet5O"], "unknown model 'resnet5O'; did you mean 'resnet50'?"),
-        (["report", "torchvision/resnet18", "no_package:net"], "cannot import 'no_package:net'"),
+        (["report", "no_package:net"], "cannot import 'no_package:net'"),
+        (["report", "resnet5O", "no_package:net"], "resnet5O: unknown model"),
+        (["report", "resnet18", "--input", "5x8x8"], "5x8x8"),
+        (["report", "resnet18", "--input", "3xtwo"], "'3xtwo' is no shape such as 3x224x224"),
+        (["report", "resnet18", "--input", "no_package:image"], "cannot import"),
+        (["report", "resnet18", "--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["report", "resnet18", "--device", "abacus"], "unknown device 'abacus'"),
+        (["report", "resnet18", "--device", "cpu", "--batch-size", "9" * 12], "out of memory at"),
+        (["report", "resnet18", "--batch-size", "0"], "batch_size=0"),
+        (["report", "resnet18", "--dtype", "int8"], "dtype='int8'"),
+        (["report", "resnet18", "--init", "chance"], "chance"),
+        (["report", "resnet18", "--set", "seconds=8"], "'seconds' is no option of an attention"),
+        (["report", "resnet18", "--output", "no/such/folder.csv"], "no folder no/such"),
+        (["report", "resnet18", "--plot", "costs.xyz"], "cannot draw to costs.xyz"),
+        (["report", "resnet18", "--plot", "costs.png", "--no-latency"], "leave --no-latency out"),
         (["plan", "resnet18", "--attention", "cbma"], "did you mean 'cbam'?"),
         (["report", "resnet18", "--attention", "cbma"], "did you mean 'cbam'?"),
         (["plan", "resnet18", "--set", "reductoin=8"], "did you mean 'reduction'?"),
@@ -110,7 +298,7 @@ def test_errors_are_one_line(capsys, words, message):
         ([], "COMMAND"),
         (["cut"], "invalid choice: 'cut'"),
         (["plan"], "MODEL"),
-        (["report", "resnet18", "--input", "3xtwo"], "'3xtwo' is no shape such as 3x224x224"),
+        (["report", "resnet18", "--format", "pdf"], "invalid choice: 'pdf'"),
         (["plan", "resnet18", "--set", "8"], "'8' is no option such as reduction=8"),
         (["plan", "resnet18", "--set", "a b=8"], "'a b=8' is no option such as reduction=8"),
     ],
@@ -143,7 +331,7 @@ def test_interrupt(monkeypatch, capsys):
     ],
 )
 def test_settings(text, setting):
-    assert cli.parse_setting(text) == setting
+    assert parse_setting(text) == setting
 
 
 def test_as_a_program(tmp_path):
