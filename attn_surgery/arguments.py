@@ -2,13 +2,19 @@
 
 import argparse
 import ast
+import functools
 import inspect
+import operator
 from typing import Any
 
+from attn_surgery.choosing import Choice, every, last_of_stage, matching, min_channels, stage
 from attn_surgery.errors import SurgeryError
 from attn_surgery.reporting import report
+from attn_surgery.request import Where
+from attn_surgery.sites import Plan
 
 MODEL_HELP = "resnet50, timm/NAME, torchvision/NAME or package.module:callable"
+ATTENTION_HELP = "a name, 'layer4.*=cbam,*=se' for a mixture, or the file of a plan, as plan.json"
 
 _NO_OPTIONS = set(inspect.signature(report).parameters) - {"options"}
 
@@ -19,9 +25,19 @@ def add_surgery_options(command: argparse.ArgumentParser) -> None:
         "--where", nargs="+", action="extend", metavar="PATTERN", help="blocks, as 'layer4.*'"
     )
     command.add_argument(
+        "--stage", nargs="+", type=int, metavar="N", help="blocks of these stages, from 1"
+    )
+    command.add_argument(
+        "--last-of-stage", action="store_true", help="the last block of each stage"
+    )
+    command.add_argument("--every", type=int, metavar="N", help="every N-th block")
+    command.add_argument(
+        "--min-channels", type=int, metavar="C", help="where there are at least so many channels"
+    )
+    command.add_argument(
         "--position",
         default="standard",
-        help="where in the branch (default: standard, its end)",
+        help="standard (default, the end of the branch), pre, post, identity, mid or output",
     )
     command.add_argument(
         "--existing",
@@ -49,8 +65,44 @@ def asked(arguments: argparse.Namespace) -> dict[str, Any]:
     options = dict(arguments.set)
     if taken := sorted(_NO_OPTIONS & options.keys()):
         raise SurgeryError(f"--set {taken[0]}=...: {taken[0]!r} is no option of an attention")
-    own = {name: getattr(arguments, name) for name in ("where", "position", "existing")}
-    return own | options
+    own = {name: getattr(arguments, name) for name in ("position", "existing")}
+    return {"where": _where(arguments), **own, **options}
+
+
+def _where(arguments: argparse.Namespace) -> Where:
+    """Return the choice of sites for which all that was asked holds."""
+    choices: list[Choice] = []
+    if arguments.stage:
+        choices.append(stage(*arguments.stage))
+    if arguments.last_of_stage:
+        choices.append(last_of_stage())
+    if arguments.every is not None:
+        choices.append(every(arguments.every))
+    if arguments.min_channels is not None:
+        choices.append(min_channels(arguments.min_channels))
+    if not choices:
+        return arguments.where  # patterns alone are checked one by one
+    if arguments.where:
+        choices.insert(0, matching(*arguments.where))
+    return functools.reduce(operator.and_, choices)
+
+
+def parse_attention(text: str) -> str | dict[str, str] | Plan:
+    """Read a name, ``PATTERN=NAME,PATTERN=NAME``, or the name of a plan's file, ``*.json``.
+
+    Raises:
+        SurgeryError: The file cannot be read.
+
+    Example:
+        >>> parse_attention("se"), parse_attention("layer4.*=cbam,*=se")
+        ('se', {'layer4.*': 'cbam', '*': 'se'})
+    """
+    if text.endswith(".json"):
+        return Plan.load(text)
+    if "=" not in text:
+        return text
+    pairs = (each.partition("=") for each in text.split(","))
+    return {pattern: name for pattern, _, name in pairs}
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from attn_surgery.arguments import MODEL_HELP, add_surgery_options, asked
+from attn_surgery.arguments import (
+    ATTENTION_HELP,
+    MODEL_HELP,
+    add_surgery_options,
+    asked,
+    parse_attention,
+)
 from attn_surgery.errors import SurgeryError
 from attn_surgery.listing import catalogue, listing_table
 from attn_surgery.models import load_model
@@ -51,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model)
-    _print(plan(model, arguments.attention, **asked(arguments)), as_json=arguments.json)
+    planned = plan(model, parse_attention(arguments.attention), **asked(arguments))
+    if arguments.output is not None:
+        planned.save(arguments.output)
+    print(json.dumps(planned.to_dict(), indent=2) if arguments.json else planned)
     return 0
 
 
@@ -62,10 +71,6 @@ def _list(arguments: argparse.Namespace) -> int:
     else:
         print(listing_table(listings))
     return 0
-
-
-def _print(result: Any, *, as_json: bool) -> None:
-    print(json.dumps(result.to_dict(), indent=2) if as_json else result)
 
 
 # Words
@@ -86,7 +91,10 @@ def _add_plan(commands: Any) -> None:
     command = commands.add_parser("plan", help="show where the attention would go")
     command.set_defaults(run=_plan)
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    command.add_argument("--attention", default="cbam", metavar="NAME", help="default: cbam")
+    command.add_argument(
+        "--attention", default="cbam", metavar="NAME", help=f"{ATTENTION_HELP}; default: cbam"
+    )
+    command.add_argument("--output", metavar="FILE.json", help="save the plan, too")
     add_surgery_options(command)
 
 

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attn_surgery.arguments import MODEL_HELP, add_surgery_options, asked
+from attn_surgery.arguments import (
+    ATTENTION_HELP,
+    MODEL_HELP,
+    add_surgery_options,
+    asked,
+    parse_attention,
+)
 from attn_surgery.conditions import accelerator, checked_device
 from attn_surgery.errors import SurgeryError
 from attn_surgery.formats import FORMATS, render
@@ -28,7 +34,11 @@ def add_report(commands: Any) -> None:
     command.set_defaults(run=_run)
     command.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
     command.add_argument(
-        "--attention", nargs="+", default=["se", "cbam"], metavar="NAME", help="default: se cbam"
+        "--attention",
+        nargs="+",
+        default=["se", "cbam"],
+        metavar="NAME",
+        help=f"{ATTENTION_HELP}; default: se cbam",
     )
     command.add_argument(
         "--input",
@@ -123,7 +133,8 @@ def _one(name: str, arguments: argparse.Namespace, keywords: dict[str, Any]) -> 
             checkpoint=arguments.checkpoint,
             device=None if keywords["device"] else "meta",
         )
-        return report(model, arguments.attention, name=name, **keywords)
+        attentions = [parse_attention(each) for each in arguments.attention]
+        return report(model, attentions, name=name, **keywords)
     except SurgeryError as error:
         return Report((Row(name, None, 0, None, None, error=str(error)),))
 

@@ -22,13 +22,12 @@ from attn_surgery.inputs import Input, InputSize, as_input
 from attn_surgery.latency import measure
 from attn_surgery.models import one_line
 from attn_surgery.preserve import undisturbed_randomness
+from attn_surgery.request import Attention, Chosen, One
 from attn_surgery.results import Report
 from attn_surgery.rows import Row, Samples
 from attn_surgery.sites import Plan
 from attn_surgery.surgery import apply, plan
 from attn_surgery.timing import Timing
-
-Attention = str | Callable[..., nn.Module] | Mapping[str, Any]
 
 
 def report(
@@ -303,14 +302,18 @@ def _timed(row: Row, timing: Timing | str, train: bool, batch_size: int) -> Row:
 
 
 def _as_list(attention: Attention | Sequence[Attention]) -> list[Attention]:
-    if isinstance(attention, (str, Mapping)) or callable(attention):
+    if isinstance(attention, (str, Mapping, Plan)) or callable(attention):
         return [attention]
     return list(attention)
 
 
-def _label(attention: Attention) -> str:
+def _label(attention: Attention | One) -> str:
     if isinstance(attention, str):
         return attention
     if isinstance(attention, Mapping):
         return ", ".join(f"{pattern}: {_label(one)}" for pattern, one in attention.items())
+    if isinstance(attention, Plan):
+        return ", ".join(dict.fromkeys(map(str, attention.assignments)))
+    if isinstance(attention, tuple):
+        return str(Chosen(*attention).assignment)
     return getattr(attention, "__name__", type(attention).__name__)

@@ -129,10 +129,14 @@ class Plan:
         """Write the plan as JSON.
 
         Raises:
-            SurgeryError: An attention or an option in it is no data, as a callable is none.
+            SurgeryError: An attention or an option in it is no data, as a callable is none, or the
+                file cannot be written.
         """
         self.check_is_data()
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        try:
+            Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise SurgeryError(f"cannot write {path}: {error}") from error
 
     def check_is_data(self) -> None:
         """Check that the plan can be written and read again.

@@ -356,3 +356,55 @@ def test_as_a_program(tmp_path):
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("attn-surgery: error: cannot import 'mine:ne'")
     assert failed.stderr.count("\n") == 1
+
+
+# Choosing sites, mixtures and plans
+
+
+@pytest.mark.parametrize(
+    ("words", "blocks"),
+    [
+        (["--stage", "2", "4"], ["layer2.0", "layer2.1", "layer4.0", "layer4.1"]),
+        (["--last-of-stage"], ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]),
+        (["--every", "3"], ["layer2.0", "layer3.1"]),
+        (["--min-channels", "256", "--where", "layer?.0"], ["layer3.0", "layer4.0"]),
+        (["--last-of-stage", "--stage", "1"], ["layer1.1"]),
+    ],
+)
+def test_choosing_sites(capsys, words, blocks):
+    status, out, _ = run(capsys, "plan", "torchvision/resnet18", *words, "--json")
+    assert status == 0
+    assert [site["block"] for site in json.loads(out)["sites"]] == blocks
+
+
+def test_a_stage_that_is_not_there(capsys):
+    status, _, err = run(capsys, "plan", "torchvision/resnet18", "--stage", "5")
+    assert status == 2
+    assert "there is no stage 5; the stages begin at 1: layer1.0, 2: layer2.0" in err
+
+
+def test_a_plan_is_saved_and_reported(capsys, tmp_path):
+    path = str(tmp_path / "plan.json")
+    mixture = "layer4.*=cbam,*=se"
+    words = ["torchvision/resnet18", "--attention", mixture, "--last-of-stage", "--output", path]
+    assert run(capsys, "plan", *words)[0] == 0
+    words = ["torchvision/resnet18", "--attention", path, mixture, "--no-latency", "--json"]
+    status, out, _ = run(capsys, "report", *words)
+    assert status == 0
+    host, planned, everywhere = json.loads(out)["rows"]
+    assert (planned["attention"], planned["sites"]) == ("se, cbam", 4)
+    assert (everywhere["attention"], everywhere["sites"]) == ("layer4.*: cbam, *: se", 8)
+    assert host["params"] < planned["params"] < everywhere["params"]
+
+
+def test_a_plan_that_cannot_be_read(capsys, tmp_path):
+    status, _, err = run(capsys, "plan", "torchvision/resnet18", "--attention", "none.json")
+    assert status == 2
+    assert "cannot read a plan from none.json" in err
+
+
+def test_replacing(capsys):
+    words = ["torchvision/mobilenet_v3_small", "--existing", "replace", "--attention", "coord"]
+    status, out, _ = run(capsys, "plan", *words, "--json")
+    assert status == 0
+    assert sum(site["method"] == "swap" for site in json.loads(out)["sites"]) == 9
