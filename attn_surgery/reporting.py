@@ -315,5 +315,6 @@ def _label(attention: Attention | One) -> str:
     if isinstance(attention, Plan):
         return ", ".join(dict.fromkeys(map(str, attention.assignments)))
     if isinstance(attention, tuple):
-        return str(Chosen(*attention).assignment)
+        builder, options = attention
+        return str(Chosen(builder, options).assignment)
     return getattr(attention, "__name__", type(attention).__name__)
