@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,3 +127,22 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(function, eval_str=True)
     except Exception:
         return inspect.signature(function)
+
+
+def place_in_code(outermost: types.CodeType) -> tuple[tuple[types.CodeType, int], ...]:
+    """Return where in the host's code a traced operation is called.
+
+    The place is the same in both modes, however many other operations one of them has.
+
+    Args:
+        outermost: The code of the function whose callees are looked at.
+    """
+    frame, places = sys._getframe(1), []
+    while frame is not None and frame.f_code is not outermost:
+        if not frame.f_globals.get("__name__", "").startswith(_TRACING):
+            places.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(places)
+
+
+_TRACING = ("torch.fx", "torch._", "torch.nn.modules.module", "attn_surgery.")

@@ -20,6 +20,19 @@ from attn_surgery.sites import Site
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A site, and how wide its block is.
+
+    Attributes:
+        site: The site.
+        width: The number of channels that the block returns.
+    """
+
+    site: Site
+    width: int | None
+
+
+@dataclass(frozen=True)
 class Choice:
     """A choice among the sites of a host.
 
@@ -28,25 +41,29 @@ class Choice:
         description: How messages write it.
     """
 
-    choose: Callable[[Sequence[Site]], list[Site]]
+    choose: Callable[[Sequence[Candidate]], list[Candidate]]
     description: str
 
-    def __and__(self, other: Choice) -> Choice:
-        def both(sites: Sequence[Site]) -> list[Site]:
+    def __and__(self, other: Choice | str) -> Choice:
+        other = matching(other) if isinstance(other, str) else other
+
+        def both(sites: Sequence[Candidate]) -> list[Candidate]:
             others = other.choose(sites)
             return [site for site in self.choose(sites) if site in others]
 
         return Choice(both, f"({self.description} & {other.description})")
 
-    def __or__(self, other: Choice) -> Choice:
-        def either(sites: Sequence[Site]) -> list[Site]:
+    def __or__(self, other: Choice | str) -> Choice:
+        other = matching(other) if isinstance(other, str) else other
+
+        def either(sites: Sequence[Candidate]) -> list[Candidate]:
             chosen = {*self.choose(sites), *other.choose(sites)}
             return [site for site in sites if site in chosen]
 
         return Choice(either, f"({self.description} | {other.description})")
 
     def __invert__(self) -> Choice:
-        def rest(sites: Sequence[Site]) -> list[Site]:
+        def rest(sites: Sequence[Candidate]) -> list[Candidate]:
             chosen = self.choose(sites)
             return [site for site in sites if site not in chosen]
 
@@ -67,8 +84,10 @@ def matching(*patterns: str) -> Choice:
         ['layer4.0', 'layer4.1']
     """
 
-    def choose(sites: Sequence[Site]) -> list[Site]:
-        return [site for site in sites if any(fnmatchcase(site.block, each) for each in patterns)]
+    def choose(sites: Sequence[Candidate]) -> list[Candidate]:
+        return [
+            site for site in sites if any(fnmatchcase(site.site.block, each) for each in patterns)
+        ]
 
     return Choice(choose, f"matching({', '.join(map(repr, patterns))})")
 
@@ -85,13 +104,13 @@ def stage(*numbers: int) -> Choice:
         >>> [site.block for site in plan.sites]
         ['layer3.0', 'layer3.1', 'layer4.0', 'layer4.1']
     """
-    for number in numbers:
+    for number in numbers or (None,):
         _check_positive("stage", number)
 
-    def choose(sites: Sequence[Site]) -> list[Site]:
+    def choose(sites: Sequence[Candidate]) -> list[Candidate]:
         found = stages(sites)
         if missing := [number for number in numbers if number > len(found)]:
-            listed = ", ".join(f"{i}: {each[0].block}" for i, each in enumerate(found, 1))
+            listed = ", ".join(f"{i}: {each[0].site.block}" for i, each in enumerate(found, 1))
             raise SurgeryError(f"there is no stage {missing[0]}; the stages begin at {listed}")
         return [site for i, each in enumerate(found, 1) if i in numbers for site in each]
 
@@ -108,9 +127,9 @@ def last_of_stage() -> Choice:
         ['layer1.2', 'layer2.3', 'layer3.5', 'layer4.2']
     """
 
-    def choose(sites: Sequence[Site]) -> list[Site]:
-        ends = {each[-1].block for each in stages(sites)}
-        return [site for site in sites if site.block in ends]
+    def choose(sites: Sequence[Candidate]) -> list[Candidate]:
+        ends = {each[-1].site.block for each in stages(sites)}
+        return [site for site in sites if site.site.block in ends]
 
     return Choice(choose, "last_of_stage()")
 
@@ -129,9 +148,9 @@ def every(n: int) -> Choice:
     """
     _check_positive("every", n)
 
-    def choose(sites: Sequence[Site]) -> list[Site]:
-        blocks = list(dict.fromkeys(site.block for site in sites))[n - 1 :: n]
-        return [site for site in sites if site.block in blocks]
+    def choose(sites: Sequence[Candidate]) -> list[Candidate]:
+        blocks = list(dict.fromkeys(each.site.block for each in sites))[n - 1 :: n]
+        return [site for site in sites if site.site.block in blocks]
 
     return Choice(choose, f"every({n})")
 
@@ -150,22 +169,22 @@ def min_channels(channels: int) -> Choice:
     """
     _check_positive("min_channels", channels)
 
-    def choose(sites: Sequence[Site]) -> list[Site]:
-        return [site for site in sites if (site.channels or 0) >= channels]
+    def choose(sites: Sequence[Candidate]) -> list[Candidate]:
+        return [site for site in sites if (site.site.channels or 0) >= channels]
 
     return Choice(choose, f"min_channels({channels})")
 
 
-def stages(sites: Sequence[Site]) -> list[list[Site]]:
+def stages(sites: Sequence[Candidate]) -> list[list[Candidate]]:
     """Group sites, given in forward order, into stages."""
     containers = [list(run) for _, run in groupby(sites, key=_container)]
     if len({_container(site) for site in sites}) > 1:
         return containers
-    return [list(run) for _, run in groupby(sites, key=lambda site: site.channels)]
+    return [list(run) for _, run in groupby(sites, key=lambda each: each.width)]
 
 
-def _container(site: Site) -> str:
-    return site.block.rpartition(".")[0]
+def _container(candidate: Candidate) -> str:
+    return candidate.site.block.rpartition(".")[0]
 
 
 def _check_positive(name: str, number: object) -> None:

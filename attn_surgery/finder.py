@@ -38,6 +38,8 @@ class Finding:
     spot: Spot
     form: Form
     existing: str | None
+    width: int | None
+    """The number of channels that the block returns."""
     refusal: str = ""
     """Why no attention can go there; "" where it can."""
     is_channels_last: bool = False
@@ -154,7 +156,8 @@ def _outputs(flow: Flow, paths: dict[nn.Module, str]) -> Iterator[Finding]:
         spot = place_output(flow, value, call, module)
         is_again = flow.call_counts[module] > 1
         refusal = "it is called more than once" if is_again else _form_refusal(flow.form(value))
-        yield Finding(module, paths[module], spot, flow.form(value), None, refusal)
+        form = flow.form(value)
+        yield Finding(module, paths[module], spot, form, None, form.channels, refusal)
 
 
 def _place_for_one_more(
@@ -172,6 +175,7 @@ def _place_for_one_more(
         spot,
         goal.form,
         holder_path(flow, held[0], call, paths) if held else None,
+        residual.form.channels,
         goal.refusal,
         is_channels_last=goal.is_channels_last,
     )
@@ -209,25 +213,43 @@ def _swap(
         place(flow, taken, (), block)[1],
         flow.form(taken),
         holder_path(flow, held, block, paths),
-        _form_refusal(flow.form(taken)),
+        _width(flow, block),
+        _form_refusal(flow.form(taken)) or _return_refusal(flow, called, taken),
         slot=path_below(block.module, called.module),
     )
+
+
+def _return_refusal(flow: Flow, called: Call, taken: fx.Node) -> str:
+    """Refuse an attention that changes its map in place, and is read by that."""
+    assert called.node is not None
+    end = index(called.node)
+    late = [user for user in taken.users if index(user) > end and user is not called.node]
+    if flow.becomes(taken, called.node) and called.node is not taken and late:
+        return "its attention changes the map in place, and what it returns is not what is used"
+    return ""
 
 
 def _place_instead(flow: Flow, held: Held, paths: dict[nn.Module, str]) -> Finding:
     """Return the place of an attention that a forward spells out among other things."""
     call = owner(held.result)
+    spot = place(flow, held.factor, (held.result,), call)[1]
     reshaped = behind(flow, held.factor, {Kind.IDENTITY}) is not held.source
     return Finding(
         call.module,
         paths[call.module],
-        place(flow, held.factor, (held.result,), call)[1],
+        replace(spot, in_place=flow.is_in_place(held.result)),
         flow.form(held.source),
         holder_path(flow, held, call, paths),
+        _width(flow, call),
         _form_refusal(flow.form(held.source))
         or ("its attention scales something else than the map" if reshaped else ""),
         replaces=True,
     )
+
+
+def _width(flow: Flow, call: Call) -> int | None:
+    is_value = call.node is not None and call.node in flow.inputs
+    return flow.form(call.node).channels if is_value and call.node else None
 
 
 def _form_refusal(form: Form) -> str:

@@ -189,6 +189,8 @@ class Flow:
             return Form(LAST, features, best.spatial_dims)
         if found.kind is Kind.VIEW:
             return _view_form(node, module, best)
+        if found.kind is Kind.PAD and _pads_channels(node, module, best):
+            return Form(best.layout, None, best.spatial_dims)
         if found.kind is Kind.CAT:
             known = [form.channels for form in inputs]
             total = None if None in known else sum(c for c in known if c)
@@ -261,6 +263,16 @@ def slices_channels(node: fx.Node) -> bool:
     if Ellipsis in item:
         return item.index(Ellipsis) > 1
     return len(item) > 1 and not _is_whole(item[1])
+
+
+def _pads_channels(node: fx.Node, module: nn.Module | None, form: Form) -> bool:
+    """Tell whether padding may reach beyond the spatial dims."""
+    sizes = getattr(module, "padding", None) if module else argument(node, 1, "pad")
+    if module is not None and not isinstance(sizes, (tuple, list)):
+        return False
+    if not isinstance(sizes, (tuple, list)) or not form.spatial_dims:
+        return True
+    return len(sizes) > 2 * form.spatial_dims
 
 
 def _is_whole(item: Any) -> bool:

@@ -19,6 +19,8 @@ class Former:
 
     modules: dict[str, nn.Module]
     """Path, below the module that holds the attention -> module."""
+    made_for: str
+    """Device and dtype of the holder then."""
     order: dict[str, list[str]] = field(default_factory=dict)
     """Path of each container of those -> the names of its children, as they were."""
     is_slot: bool = False
@@ -35,10 +37,20 @@ def stand_for(attention: nn.Module, former: Former) -> None:
     vars(attention)[_FORMER] = former
 
 
+def succession(attention: nn.Module) -> Iterator[nn.Module]:
+    """Yield the attention, the one in whose slot it is, and so on."""
+    found: nn.Module | None = attention
+    while found is not None:
+        yield found
+        former = former_of(found)
+        found = next(iter(former.modules.values())) if former and former.is_slot else None
+
+
 def formers(holder: nn.Module, attentions: Iterable[str]) -> list[Former]:
-    """Return what the attentions among the children of ``holder`` took the place of."""
-    found = (former_of(holder.get_submodule(name)) for name in attentions)
-    return [former for former in found if former is not None]
+    """Return what the forward of ``holder`` needs to run without these attentions."""
+    chains = (succession(holder.get_submodule(name)) for name in attentions)
+    found = (former_of(each) for chain in chains for each in chain)
+    return [former for former in found if former is not None and not former.is_slot]
 
 
 def slots(holder: nn.Module) -> list[str]:
@@ -47,12 +59,27 @@ def slots(holder: nn.Module) -> list[str]:
     return [name for name, former in children if former is not None and former.is_slot]
 
 
+def former_in_slot(holder: nn.Module, name: str) -> Former:
+    """Return the child called ``name``, whose name the attention gets."""
+    return Former({name: holder.get_submodule(name)}, _home(holder), is_slot=True)
+
+
 def former_at(holder: nn.Module, paths: Iterable[str]) -> Former:
     """Return the modules at ``paths`` and the order of what is around them."""
     modules = {path: holder.get_submodule(path) for path in paths}
     around = {path.rpartition(".")[0] for path in modules}
     order = {path: list(holder.get_submodule(path)._modules) for path in around}
-    return Former(modules, order)
+    return Former(modules, _home(holder), order)
+
+
+def _home(*modules: nn.Module) -> str:
+    like = _like(*modules)
+    return f"{like.device} {like.dtype}"
+
+
+def _like(*modules: nn.Module) -> torch.Tensor:
+    tensors = (each for module in modules for each in (*module.parameters(), *module.buffers()))
+    return next((each for each in tensors if each.is_floating_point()), torch.empty(0))
 
 
 def take_out(holder: nn.Module, former: Former) -> None:
@@ -62,16 +89,14 @@ def take_out(holder: nn.Module, former: Former) -> None:
         del holder.get_submodule(parent)._modules[name]
 
 
-def put_back(holder: nn.Module, former: Former, like: nn.Module) -> None:
-    """Put the modules back in their order, on the device and in the dtype and mode of ``like``."""
-    tensors = (each for each in like.parameters() if each.is_floating_point())
-    model = next(tensors, torch.empty(0))
+def put_back(holder: nn.Module, former: Former, attention: nn.Module) -> None:
+    """Put the modules back in their order, where the holder has moved to and in its mode."""
+    like, has_moved = _like(holder, attention), _home(holder, attention) != former.made_for
     for path, module in former.modules.items():
         parent, _, name = path.rpartition(".")
-        children = holder.get_submodule(parent)._modules
-        if any(True for _ in like.parameters()):
-            module.to(device=model.device, dtype=model.dtype)
-        children[name] = module.train(like.training)
+        if has_moved:
+            module.to(device=like.device, dtype=like.dtype)
+        holder.get_submodule(parent)._modules[name] = module.train(attention.training)
     for path, names in former.order.items():
         children = holder.get_submodule(path)._modules
         ordered = {name: children[name] for name in names if name in children}

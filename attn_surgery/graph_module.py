@@ -11,7 +11,7 @@ from typing import TypeGuard
 
 from torch import fx, nn
 
-from attn_surgery.rewrite import PERMUTED, Insertion, insert
+from attn_surgery.inserting import PERMUTED, Insertion, insert_alike
 
 _MARK = "_is_in_graph"
 
@@ -32,7 +32,7 @@ def graph_with_attention(module: fx.GraphModule, insertions: list[Insertion]) ->
     """Return a copy of the module's graph with the insertions in it."""
     graph = copy.deepcopy(module.graph)
     for insertion in insertions:
-        insert(graph, insertion)
+        insert_alike([graph], insertion)
     return graph
 
 

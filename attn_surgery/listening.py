@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from attn_surgery.rewrite import Insertion
+from attn_surgery.inserting import Insertion
 
 
 def listening(insertions: tuple[Insertion, ...], inner: str) -> Callable[..., Any]:

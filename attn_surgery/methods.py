@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,17 +13,11 @@ from torch.nn.utils import parametrize
 
 from attn_surgery.finder import Finding
 from attn_surgery.graph_module import is_graph_module
+from attn_surgery.inserting import Insertion, UnfaithfulError, insert_alike, value_name
 from attn_surgery.operated import as_host, surgery_of
-from attn_surgery.placing import ELSEWHERE
+from attn_surgery.placing import ELSEWHERE, Step
 from attn_surgery.preserve import likeness
-from attn_surgery.rewrite import (
-    Insertion,
-    Original,
-    Rewritten,
-    UnfaithfulError,
-    find,
-    original,
-)
+from attn_surgery.rewrite import Original, Rewritten, original
 
 Owners = Counter[nn.Module | None]
 """How many modules hold each module as a child."""
@@ -40,6 +35,7 @@ class Method:
             returns.
         slot: The name that the attention gets there, where it takes the place of another child.
         reason: Why the site cannot be cut.
+        step: What makes the value, where the forward is rewritten.
     """
 
     name: str
@@ -48,13 +44,14 @@ class Method:
     is_before: bool = False
     slot: str = ""
     reason: str = ""
+    step: Step | None = None
 
 
-def insertion(finding: Finding, name: str) -> Insertion:
+def insertion(finding: Finding, name: str, after: Step | None = None) -> Insertion:
     """Return where the attention called ``name`` goes in the block's forward."""
     spot, dims = finding.spot, finding.form.spatial_dims or 0
     return Insertion(
-        after=spot.step,
+        after=after or spot.step,
         attention=name,
         into=spot.into,
         replaces=finding.replaces,
@@ -106,41 +103,67 @@ class Forwards:
             UnfaithfulError: Why the forward cannot be rewritten.
         """
         if is_graph_module(block):
-            return find(block.graph, insertion).name
-        done = surgery_of(block)
-        if done is not None and done.insertions:
-            return self.rewritten(block, (*done.insertions, insertion)).after[-1]
-        names = [find(graph, insertion).name for graph in self.original(block).graphs]
-        return names[0]
+            return value_name(block.graph, insertion)
+        return self.rewritten(block, (*_done_in(block), insertion)).after[-1]
+
+    def fitting(self, block: nn.Module, insertions: list[Insertion]) -> list[str]:
+        """Return, for each insertion, why it does not go with those before it, or ""."""
+        reasons, accepted = [], list(_done_in(block))
+        graph = copy.deepcopy(block.graph) if is_graph_module(block) else None
+        for each in insertions:
+            try:
+                if graph is not None:
+                    insert_alike([graph], each)
+                else:
+                    self.rewritten(block, (*accepted, each))
+            except UnfaithfulError as error:
+                reasons.append(f"cannot be rewritten together with others in its block: {error}")
+            else:
+                reasons.append("")
+                accepted.append(each)
+        return reasons
+
+
+def _done_in(block: nn.Module) -> tuple[Insertion, ...]:
+    done = surgery_of(block)
+    return done.insertions if done is not None else ()
 
 
 def choose_method(finding: Finding, owners: Owners, forwards: Forwards) -> Method:
     """Decide how the site can be cut."""
+    for step in (finding.spot.step, *finding.spot.alternatives):
+        method = _method(finding, step, owners, forwards)
+        if method.name == "rewrite":
+            return method
+    return _method(finding, finding.spot.step, owners, forwards)
+
+
+def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) -> Method:
     if finding.slot is not None:
         return _swap(finding, finding.slot, owners)
-    block, step = finding.block, finding.spot.step
+    block = finding.block
     try:
         if finding.replaces and is_graph_module(block):
             raise UnfaithfulError("its old attention is part of its own graph")
         if not finding.spot.is_direct:
             raise UnfaithfulError(f"{step.name!r} is inside a child")
-        name = forwards.value(block, insertion(finding, free_name(block)))
+        name = forwards.value(block, insertion(finding, free_name(block), step))
     except UnfaithfulError as error:
         if finding.replaces:
             return Method("", step.name, reason=f"its attention cannot be replaced: {error}")
         obstacles = []
         for holder, is_before, obstacle in _attachments(finding, owners):
             if not obstacle:
-                return Method("attach", step.name, holder, is_before)
+                return Method("attach", step.name or "input", holder, is_before)
             obstacles.append(obstacle)
         reason = f"cannot be rewritten ({error}) nor attached to ({obstacles[0]})"
         return Method("", step.name, reason=reason)
-    return Method("rewrite", step.name if step.kind == "child" else name)
+    return Method("rewrite", step.name if step.kind == "child" else name, step=step)
 
 
 def _swap(finding: Finding, slot: str, owners: Owners) -> Method:
     """Return how the module at ``slot`` is swapped for the attention."""
-    after, (holder, _, name) = finding.spot.step.name, slot.rpartition(".")
+    after, (holder, _, name) = finding.spot.step.name or "input", slot.rpartition(".")
     if slot == ELSEWHERE:
         reason = "its attention is held outside the block"
     elif owners[finding.block.get_submodule(slot)] > 1:

@@ -23,9 +23,10 @@ from attn_surgery.bytecode import signature
 from attn_surgery.errors import SurgeryError
 from attn_surgery.fidelity import watched_attributes
 from attn_surgery.former import back_for_a_while, former_of, formers, put_back
+from attn_surgery.inserting import Insertion, UnfaithfulError
 from attn_surgery.listening import listening
 from attn_surgery.preserve import Attributes
-from attn_surgery.rewrite import Insertion, UnfaithfulError, original, passing_on, renamed
+from attn_surgery.rewrite import original, passing_on, renamed
 
 HOST_FORWARD = "_host_forward"
 """Where the host's forward stays reachable, if patched on the instance also kept."""
@@ -218,7 +219,7 @@ def give_back(module: nn.Module) -> None:
     for name in reversed(done.attentions):
         attention = module._modules.pop(name)
         former = None if attention is None else former_of(attention)
-        if attention is not None and former is not None:
+        if attention is not None and former is not None and not former.is_slot:
             put_back(module, former, attention)
     set_class(module, _without_surgery(type(module)))
     if HOST_FORWARD in vars(module):

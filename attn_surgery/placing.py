@@ -46,6 +46,8 @@ class Spot:
     """Whether what it returns is used, and not just what it changed in place."""
     is_result: bool = False
     """Whether the block itself returns the value."""
+    alternatives: tuple[Step, ...] = ()
+    """Children that return the value as they got it, which ``into`` may take it from."""
     taker: str | None = None
     """The path of the one module, called once, that takes the value as its first argument."""
 
@@ -67,7 +69,12 @@ def place(flow: Flow, value: fx.Node, into: tuple[fx.Node, ...], block: Call) ->
     """
     steps = tuple(dict.fromkeys(_step_of(flow, node, block) for node in into))
     spot = Spot(
-        Step("", "argument"), True, steps, taker=_taker(flow, value, into, block), is_only_call=True
+        Step("", "argument"),
+        is_direct=True,
+        into=steps,
+        taker=_taker(flow, value, into, block),
+        alternatives=_passing(flow, value, block) if into else (),
+        is_only_call=True,
     )
     if index(value) < block.start:
         return block, spot
@@ -139,6 +146,16 @@ def _taker(flow: Flow, value: fx.Node, into: tuple[fx.Node, ...], block: Call) -
     if module is None or takers[0].args[:1] != (value,) or takers[0].op != "call_module":
         return None
     return path_below(block.module, module) if _is_called_once(flow, module, block) else None
+
+
+def _passing(flow: Flow, value: fx.Node, block: Call) -> tuple[Step, ...]:
+    """Return the children of the block that hand the value on, as an empty Sequential does."""
+    calls = [call for call in flow.calls_in.get(block, ()) if call.node is value]
+    return tuple(
+        Step(path_below(block.module, call.module), "child", _earlier_calls(flow, call))
+        for call in calls
+        if call.start > index(value)
+    )
 
 
 def _is_called_once(flow: Flow, module: nn.Module, block: Call) -> bool:

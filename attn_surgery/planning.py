@@ -11,13 +11,14 @@ from torch import nn
 
 from attn_surgery.attention import build
 from attn_surgery.checks import check_host
+from attn_surgery.choosing import Candidate
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
-from attn_surgery.methods import Forwards, Method, choose_method, insertion
+from attn_surgery.inserting import Insertion
+from attn_surgery.methods import Forwards, Method, choose_method, free_name, insertion
 from attn_surgery.positions import OUTPUT
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.request import Chosen, Request
-from attn_surgery.rewrite import Insertion
 from attn_surgery.sites import Plan, Site
 
 
@@ -37,7 +38,7 @@ class Cut:
 
     def insertion(self, name: str) -> Insertion:
         """Return where the attention called ``name`` goes in the block's forward."""
-        return insertion(self.finding, name)
+        return insertion(self.finding, name, self.method.step)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def decide(model: object, request: Request) -> Decision:
         forwards = Forwards()
         owners = Counter(child for module in model.modules() for child in module._modules.values())
         drafts = [_draft(each, owners, forwards) for each in found.findings]
-    selected = request.chosen_among([draft.site for draft in drafts])
+    candidates = [Candidate(draft.site, draft.finding.width) for draft in drafts]
+    selected = request.chosen_among(candidates)
     cuts, skipped = [], []
     for draft in drafts:
         site, chosen = draft.site, request.attention_for(draft.site)
@@ -82,6 +84,8 @@ def decide(model: object, request: Request) -> Decision:
             skipped.append(replace(site, reason=reason))
             continue
         cuts.append(Cut(site, draft.finding, draft.method, chosen))
+    cuts, clashing = _parted(cuts, forwards)
+    skipped += clashing
     _check_attentions(cuts)
     if request.position != OUTPUT:
         skipped += _unfollowed(model, found)
@@ -122,6 +126,25 @@ def _skip_reason(site: Site, is_selected: bool, chosen: Chosen | None, request: 
             f"holds an attention already ({site.existing}); existing='stack' adds one all the same"
         )
     return ""
+
+
+def _parted(cuts: list[Cut], forwards: Forwards) -> tuple[list[Cut], list[Site]]:
+    """Return the cuts that can be made together, and the sites of those that cannot."""
+    inside: dict[nn.Module, list[Cut]] = {}
+    for cut in cuts:
+        if cut.method.name == "rewrite":
+            inside.setdefault(cut.holder, []).append(cut)
+    refused: dict[int, str] = {}
+    for block, several in inside.items():
+        if len(several) > 1:
+            names: list[str] = []
+            for _ in several:
+                names.append(free_name(block, names))
+            wanted = [cut.insertion(name) for cut, name in zip(several, names, strict=True)]
+            reasons = forwards.fitting(block, wanted)
+            refused |= {id(cut): why for cut, why in zip(several, reasons, strict=True) if why}
+    sites = [replace(cut.site, reason=refused[id(cut)]) for cut in cuts if id(cut) in refused]
+    return [cut for cut in cuts if id(cut) not in refused], sites
 
 
 def _check_attentions(cuts: list[Cut]) -> None:

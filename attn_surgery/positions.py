@@ -42,6 +42,10 @@ _ELEMENTWISE = {
 }
 
 
+_ALIASES = {Kind.IDENTITY, Kind.VIEW, Kind.SPLIT, Kind.SLICE, Kind.DROPOUT}
+"""What may return the memory that it was given."""
+
+
 @dataclass(frozen=True)
 class Target:
     """The value that the attention receives."""
@@ -97,14 +101,16 @@ def _identity(flow: Flow, residual: Residual) -> Target | str:
 def _post(flow: Flow, residual: Residual) -> Target | str:
     value, block = residual.addition, block_around(residual.end, residual.addition)
     around = list(owner(value).lineage())
-    inside = around[: around.index(block) + 1]
+    inside, passed = around[: around.index(block) + 1], []
     while len(users := flow.value_users[value]) == 1:
         (user,) = users
         is_inside = owner(user) in inside or owner(user).parent in inside
-        if flow.kind(user) is not Kind.ACTIVATION or not is_inside:
+        if flow.kind(user) not in (Kind.ACTIVATION, Kind.IDENTITY) or not is_inside:
             break
+        passed.append(user)
         value = user
-    return Target(block, value, residual.form)
+    active = [node for node in passed if flow.kind(node) is Kind.ACTIVATION]
+    return Target(block, active[-1] if active else residual.addition, residual.form)
 
 
 def _mid(flow: Flow, residual: Residual) -> Target | str:
@@ -143,14 +149,30 @@ def _for_some(
     others = [user for user in value.users if user not in takers]
     if not others and index(value) >= block.start:
         return Target(block, value, form)
-    changing = [
-        index(taker)
-        for taker in takers
-        if flow.is_in_place(taker) and flow.inputs[taker][0] is value
-    ]
-    if changing and any(index(user) > min(changing) for user in others):
+    if _is_changed_before(flow, value, takers):
         return "its value is changed in place and used afterwards"
     return Target(block, value, form, tuple(takers))
+
+
+def _is_changed_before(flow: Flow, value: fx.Node, takers: list[fx.Node]) -> bool:
+    """Tell whether the takers change the value's memory, and others read it afterwards."""
+    own, others = {value}, {value}
+    changed = None
+    for node, inputs in flow.inputs.items():
+        if index(node) <= index(value) or not inputs:
+            continue
+        through = node in takers or (inputs[0] in own and inputs[0] is not value)
+        if through and inputs[0] in own:
+            if flow.is_in_place(node):
+                changed = index(node) if changed is None else changed
+            if flow.is_in_place(node) or flow.kind(node) in _ALIASES:
+                own.add(node)
+        elif inputs[0] in others and flow.kind(node) in _ALIASES:
+            others.add(node)
+    if changed is None:
+        return False
+    readers = (user for node in others for user in node.users if user not in own)
+    return any(index(user) > changed for user in readers if user not in takers)
 
 
 def _child_around(node: fx.Node, block: Call) -> Call | None:

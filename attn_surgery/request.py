@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from attn_surgery.attention import check_options, get_builder
-from attn_surgery.choosing import Choice
+from attn_surgery.choosing import Candidate, Choice
 from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.positions import OUTPUT, POSITIONS
 from attn_surgery.sites import Assignment, Plan, Site
@@ -35,8 +35,16 @@ class Chosen:
         """The same as a plan writes it."""
         name = self.attention
         if not isinstance(name, str):
-            name = getattr(name, "__qualname__", type(name).__qualname__)
-        return Assignment(name, dict(self.options))
+            made_by = name if hasattr(name, "__qualname__") else type(name)
+            name = f"{made_by.__module__}:{made_by.__qualname__}"  # no name that one may register
+        return Assignment(name, {key: _plain(value) for key, value in self.options.items()})
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with lists for tuples, as JSON would."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Request:
     position: str = "standard"
     existing: str = "skip"
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_partial: bool = False
+    """Whether a plan may say nothing of sites that the host has."""
 
     @classmethod
     def of(cls, attention: Attention, where: Where, **asked: Any) -> Request:
@@ -88,6 +98,8 @@ class Request:
             )
         if isinstance(self.attention, Mapping) and not self.attention:
             raise SurgeryError("attention={} names no attention; give pattern -> attention")
+        if isinstance(self.attention, Plan):
+            self.attention.check_is_data()
         for each in self._all():
             get_builder(each.attention)
             check_options(each.attention, each.options)
@@ -120,29 +132,31 @@ class Request:
             return next((self._chosen(each) for each in matches), None)
         return self._chosen(self.attention)
 
-    def chosen_among(self, sites: list[Site]) -> set[Site]:
+    def chosen_among(self, candidates: list[Candidate]) -> set[Site]:
         """Return the sites that ``where`` selects.
 
         Raises:
             SurgeryError: It selects none, or a pattern matches no block.
         """
+        sites = [each.site for each in candidates]
         if isinstance(self.attention, Plan):
-            _check_replay(self.attention, sites)
+            _check_replay(self.attention, sites, is_partial=self.is_partial)
         if isinstance(self.attention, Mapping):
             _check_patterns("attention", self.attention, sites)
         if self.where is None:
             return set(sites)
-        chosen = self._selected(sites)
+        chosen = self._selected(candidates)
         if not chosen:
             raise SurgeryError(f"where selects no site; {_blocks(sites)}")
         return chosen
 
-    def _selected(self, sites: list[Site]) -> set[Site]:
-        where, free = self.where, [site for site in sites if not site.reason]
+    def _selected(self, candidates: list[Candidate]) -> set[Site]:
+        where, sites = self.where, [each.site for each in candidates]
+        free = [each for each in candidates if not each.site.reason]
         if isinstance(where, Choice):
-            return set(where.choose(free))
+            return {each.site for each in where.choose(free)}
         if callable(where):
-            return {site for site in free if where(site)}
+            return {each.site for each in free if where(each.site)}
         if isinstance(where, (str, Sequence)) and all(isinstance(each, str) for each in where):
             patterns = [where] if isinstance(where, str) else list(where)
             _check_patterns("where", patterns, sites)
@@ -159,8 +173,17 @@ def _same_place(a: Site, b: Site) -> bool:
     return (a.block, a.after, a.existing) == (b.block, b.after, b.existing)
 
 
-def _check_replay(plan: Plan, sites: list[Site]) -> None:
+def _check_replay(plan: Plan, sites: list[Site], *, is_partial: bool) -> None:
     """Refuse a plan that was made for another host."""
+    known = [*plan.sites, *plan.skipped]
+    unknown = [site for site in sites if not any(_same_place(site, each) for each in known)]
+    if unknown and not is_partial and plan.position != OUTPUT:
+        raise SurgeryError(
+            f"the plan was made for another host: it says nothing of {unknown[0].block!r}, which "
+            "has a site here"
+        )
+    if len(set(plan.sites)) < len(plan.sites):
+        raise SurgeryError("the plan was altered: it has a site twice")
     for planned in plan.sites:
         here = next((site for site in sites if _same_place(site, planned)), None)
         if here is None:
@@ -177,6 +200,13 @@ def _check_replay(plan: Plan, sites: list[Site]) -> None:
             )
         if here.reason:
             raise SurgeryError(f"the plan cuts {planned.block!r}, but here it {here.reason}")
+        for name in ("block_type", "method"):
+            was, is_now = getattr(planned, name), getattr(here, name)
+            if was != is_now:
+                raise SurgeryError(
+                    f"the plan was made for another host: {name} of {planned.block!r} is {was!r} "
+                    f"there, {is_now!r} here"
+                )
 
 
 def _check_patterns(argument: str, patterns: Iterable[str], sites: list[Site]) -> None:

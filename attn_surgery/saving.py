@@ -22,9 +22,10 @@ from torch.nn.modules.conv import _ConvNd
 from attn_surgery.counting import meta_copy
 from attn_surgery.errors import SurgeryError
 from attn_surgery.fingerprint import check_same, digest, forms, text_digest
+from attn_surgery.former import succession
 from attn_surgery.origin import origin_of, surgeries
 from attn_surgery.sites import Plan
-from attn_surgery.surgery import apply, inserted, remove
+from attn_surgery.surgery import inserted, remove, repeat
 
 FORMAT = "attn_surgery 1"
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -86,7 +87,7 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
     own, hosts = _parted(model)
     kept = _selected(model, hosts, host)
     tensors = {**own, **kept}
-    plans = surgeries(attentions.values())
+    plans = surgeries(each for one in attentions.values() for each in succession(one))
     for plan, _ in plans:
         plan.check_is_data()
     fresh = remove(copy.deepcopy(model)).state_dict()  # with what attention took the place of
@@ -138,7 +139,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 
 def _operated(model: nn.Module, content: _Content) -> nn.Module:
     for plan, init in content.surgeries:
-        apply(model, plan, init=init)
+        repeat(model, plan, init)
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from attn_surgery.attention import available
 from attn_surgery.errors import SurgeryError
 
 
@@ -119,6 +120,9 @@ class Plan:
             )
         except (KeyError, TypeError) as error:
             raise SurgeryError(f"this is no plan: {type(error).__name__}: {error}") from error
+        for each in plan.assignments:
+            if not isinstance(each.options, Mapping) or not isinstance(each.attention, str):
+                raise SurgeryError(f"this is no plan: {each!r} is no attention with options")
         if len(plan.sites) != len(plan.assignments):
             raise SurgeryError(
                 f"this is no plan: {len(plan.assignments)} assignments for {len(plan.sites)} sites"
@@ -145,10 +149,10 @@ class Plan:
             SurgeryError: An attention or an option in it is no data, as a callable is none.
         """
         for site, assigned in zip(self.sites, self.assignments, strict=True):
-            if not assigned.attention.isidentifier():
+            if assigned.attention not in available():
                 raise SurgeryError(
-                    f"attention {assigned.attention!r} for {site.block!r} has no name that a file "
-                    "could hold; give it one with attn_surgery.register"
+                    f"attention {assigned.attention!r} for {site.block!r} is not registered, and "
+                    "a plan goes by names; register it with attn_surgery.register"
                 )
             try:
                 json.dumps(dict(assigned.options))

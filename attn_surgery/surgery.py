@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import nn
 
 from attn_surgery.attention.gate import INITS
+from attn_surgery.editing import commit, edits
 from attn_surgery.errors import SurgeryError, check_choice
-from attn_surgery.former import (
-    Former,
-    former_at,
-    former_of,
-    put_back,
-    slots,
-    stand_for,
-    take_out,
-)
-from attn_surgery.graph_module import (
-    give_graph_back,
-    graph_attentions,
-    graph_with_attention,
-    is_graph_module,
-    set_graph,
-)
-from attn_surgery.methods import free_name
-from attn_surgery.operated import (
-    Surgery,
-    change_class,
-    give_back,
-    operated_class,
-    set_class,
-    surgery_of,
-)
-from attn_surgery.origin import Origin, next_step, remember
-from attn_surgery.planning import Cut, Decision, build_at, decide
+from attn_surgery.former import Former, former_of, put_back, slots
+from attn_surgery.graph_module import give_graph_back, graph_attentions, is_graph_module
+from attn_surgery.operated import give_back, surgery_of
+from attn_surgery.origin import next_step
+from attn_surgery.planning import Decision, decide
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.request import Attention, Request, Where
-from attn_surgery.rewrite import Insertion, UnfaithfulError
 from attn_surgery.sites import Plan
 
 
@@ -127,15 +102,29 @@ def apply(
         >>> torch.equal(attn_surgery.apply(host, "cbam")(x), before)
         True
     """
-    check_choice("init", init, INITS)
     asked = {"position": position, "existing": existing, "options": options}
-    decision = decide(model, Request.of(attention, where, **asked))
+    return _carried_out(model, Request.of(attention, where, **asked), init)
+
+
+def _carried_out(model: nn.Module, request: Request, init: str) -> nn.Module:
+    check_choice("init", init, INITS)
+    decision = decide(model, request)
     if not decision.cuts:
         raise SurgeryError(_why_nothing(model, decision))
     with undisturbed_randomness():
-        edits = _edits(decision, init, next_step(inserted(model).values()))
-    _commit(edits)
+        wanted = edits(decision, init, next_step(inserted(model).values()))
+    commit(wanted)
     return model
+
+
+def repeat(model: nn.Module, done: Plan, init: str) -> nn.Module:
+    """Do to a fresh host what was done to another: a plan of the sites that were cut, no others.
+
+    Raises:
+        SurgeryError: The host is another one; it is as it was.
+    """
+    request = Request(done, None, done.position, done.existing, is_partial=True)
+    return _carried_out(model, request, init)
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -188,135 +177,6 @@ def _former(attention: nn.Module) -> Former:
     former = former_of(attention)
     assert former is not None
     return former
-
-
-@dataclass
-class _Edit:
-    """All that is done to one module."""
-
-    module: nn.Module
-    insertions: list[Insertion] = field(default_factory=list)
-    attached: list[str] = field(default_factory=list)
-    attached_before: list[str] = field(default_factory=list)
-    attentions: dict[str, nn.Module] = field(default_factory=dict)
-    operated: type[nn.Module] | None = None
-    graph: fx.Graph | None = None
-    former: Former | None = None
-    """What the module loses, an old attention's children."""
-
-    def changed(self) -> list[nn.Module]:
-        """Return every module that will be changed."""
-        inside = [] if self.former is None else [path for path in self.former.order if path]
-        return [self.module, *map(self.module.get_submodule, inside)]
-
-
-def _edits(decision: Decision, init: str, step: int) -> list[_Edit]:
-    """Build every attention and every new class; nothing of the host is touched."""
-    edits: dict[nn.Module, _Edit] = {}
-    for cut in decision.cuts:
-        edit = edits.setdefault(cut.holder, _Edit(cut.holder))
-        name = cut.method.slot or free_name(cut.holder, tuple(edit.attentions))
-        edit.attentions[name] = _built(cut, init)
-        asked = (decision.plan.position, decision.plan.existing, init)
-        remember(edit.attentions[name], Origin(step, cut.site, cut.chosen.assignment, *asked))
-        if cut.method.slot:
-            former = Former({name: cut.holder.get_submodule(name)}, is_slot=True)
-            stand_for(edit.attentions[name], former)
-        elif cut.method.name == "rewrite":
-            edit.insertions.append(cut.insertion(name))
-        else:
-            (edit.attached_before if cut.method.is_before else edit.attached).append(name)
-    for edit in edits.values():
-        _prepare(edit, decision)
-    return list(edits.values())
-
-
-def _built(cut: Cut, init: str) -> nn.Module:
-    block = cut.finding.block
-    tensors = (*cut.holder.parameters(), *block.parameters(), *block.buffers())
-    like = next((each for each in tensors if each.is_floating_point()), torch.empty(0))
-    # elsewhere than on the meta device, the CPU's draws are the same for every host
-    with like.device if like.is_meta else nullcontext():
-        attention = build_at(cut, init)
-    return attention.to(device=like.device, dtype=like.dtype).train(block.training)
-
-
-def _prepare(edit: _Edit, decision: Decision) -> None:
-    """Make the new class of the module, or, where that is what it runs, its new graph."""
-    module = edit.module
-    done = surgery_of(module) or Surgery(type(module))
-    insertions = (*done.insertions, *edit.insertions)
-    methods: dict[str, Any] = {}
-    if is_graph_module(module):
-        edit.graph = graph_with_attention(module, edit.insertions)
-        insertions = ()
-    if insertions:
-        try:
-            forward = decision.forwards.rewritten(module, insertions)
-        except UnfaithfulError as error:  # each insertion was tried alone
-            raise SurgeryError(f"{done.base.__name__} cannot be rewritten: {error}") from error
-        methods = forward.methods
-        _note_dropped(edit, forward.dropped)
-        done = replace(done, watched=forward.watched)
-    done = replace(
-        done,
-        insertions=insertions,
-        attached=(*done.attached, *edit.attached),
-        attached_before=(*done.attached_before, *edit.attached_before),
-    )
-    if done.attentions:
-        edit.operated = operated_class(module, done, methods)
-
-
-def _note_dropped(edit: _Edit, dropped: tuple[str, ...]) -> None:
-    """Let an attention keep the children of the old one that the new forward does not call."""
-    held = [path for path in dropped if _holds(edit.module, path)]
-    if held:
-        edit.former = former_at(edit.module, held)
-        keeper = next(each for each in edit.insertions if each.replaces)
-        stand_for(edit.attentions[keeper.attention], edit.former)
-
-
-def _holds(module: nn.Module, path: str) -> bool:
-    parent, _, name = path.rpartition(".")
-    return name in module.get_submodule(parent)._modules
-
-
-def _commit(edits: list[_Edit]) -> None:
-    """Change every module, or, where anything goes wrong, none."""
-    before = [
-        (module, type(module), dict(vars(module)), dict(module._modules))
-        for edit in edits
-        for module in edit.changed()
-    ]
-    try:
-        for edit in edits:
-            _carry_out(edit)
-    except BaseException:
-        for module, cls, attributes, children in before:
-            set_class(module, cls)
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._modules.clear()
-            module._modules.update(children)
-            if is_graph_module(module):
-                module.recompile()
-        raise
-
-
-def _carry_out(edit: _Edit) -> None:
-    module = edit.module
-    for name, attention in edit.attentions.items():
-        if name in module._modules:  # a slot: the order of the children stays
-            module._modules[name] = attention
-        else:
-            module.add_module(name, attention)
-    if edit.former is not None:
-        take_out(module, edit.former)
-    if edit.graph is not None and is_graph_module(module):
-        set_graph(module, edit.graph, [each.attention for each in edit.insertions])
-    if edit.operated is not None:
-        change_class(module, edit.operated)
 
 
 def _why_nothing(model: nn.Module, decision: Decision) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from attn_surgery.bytecode import is_asserted, signature
+from attn_surgery.bytecode import is_asserted, place_in_code, signature
 from attn_surgery.preserve import Attributes, in_mode
 from attn_surgery.proxies import Value, Watched, is_primitive
 from attn_surgery.traces import Call, Trace, baked_constant
@@ -87,7 +87,7 @@ class _Tracer(fx.Tracer):
     # calls
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self.inline or is_primitive(m)
+        return not self.inline or is_primitive(m) or isinstance(m, torch.jit.ScriptModule)
 
     def call_module(
         self,
@@ -149,6 +149,8 @@ class _Tracer(fx.Tracer):
         node.meta["call"] = self.stack[-1]
         node.meta["index"] = self.made
         self.made += 1
+        if not self.inline:
+            node.meta["place"] = place_in_code(_run.__code__)
         return node
 
     def create_proxy(

@@ -12,8 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import attn_surgery
-import attn_surgery.surgery as surgery_module
-from attn_surgery import SurgeryError, methods, planning, request
+from attn_surgery import SurgeryError, editing, methods, planning, request
 
 
 @pytest.fixture
@@ -339,7 +338,7 @@ def failing(original, at: int):
 @pytest.mark.parametrize("at", [1, 2, 8])
 @pytest.mark.parametrize("step", ["build_at", "operated_class", "change_class", "free_name"])
 def test_a_failure_at_any_step_leaves_the_host_as_it_was(host, untouched, monkeypatch, step, at):
-    monkeypatch.setattr(surgery_module, step, failing(getattr(surgery_module, step), at))
+    monkeypatch.setattr(editing, step, failing(getattr(editing, step), at))
     with pytest.raises(BrokenError):
         attn_surgery.apply(host, "se")
 
