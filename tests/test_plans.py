@@ -195,41 +195,32 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 ALTERED = {
-    "channels": (put("sites.0.channels", 32), ""),
-    "channels as text": (put("sites.0.channels", "64"), ""),
-    "dims": (put("sites.0.spatial_dims", 3), ""),
-    "block": (put("sites.0.block", "layer9.0"), ""),
-    "after": (put("sites.0.after", "bn1"), ""),
-    "position": (put("position", "pre"), ""),
-    "no position": (put("position", "between"), ""),
-    "no word": (put("existing", ["skip"]), ""),
-    "attention": (put("assignments.0.attention", "nonsense"), ""),
-    "attention is a list": (put("assignments.0.attention", ["se"]), ""),
-    "option": (put("assignments.0.options", {"nonsense": 1}), ""),
-    "value of an option": (put("assignments.0.options", {"reduction": "eight"}), ""),
-    "one assignment less": (lambda data: data["assignments"].pop(), ""),
-    "no sites": (put("sites", None), ""),
-    "a number for a site": (put("sites", [3]), ""),
-    "unknown field of a site": (put("sites.0.nonsense", 3), ""),
-    "options are a number": (put("assignments.0.options", 3), "a TypeError"),
-    "block type": (put("sites.0.block_type", "Bottleneck"), "is not looked at"),
-    "method": (put("sites.0.method", "attach"), "is not looked at"),
-    "site twice": (
-        lambda data: [data[each].append(data[each][0]) for each in ("sites", "assignments")],
-        "is not looked at",
-    ),
+    "channels": put("sites.0.channels", 32),
+    "channels as text": put("sites.0.channels", "64"),
+    "dims": put("sites.0.spatial_dims", 3),
+    "block": put("sites.0.block", "layer9.0"),
+    "after": put("sites.0.after", "bn1"),
+    "position": put("position", "pre"),
+    "no position": put("position", "between"),
+    "no word": put("existing", ["skip"]),
+    "attention": put("assignments.0.attention", "nonsense"),
+    "attention is a list": put("assignments.0.attention", ["se"]),
+    "option": put("assignments.0.options", {"nonsense": 1}),
+    "value of an option": put("assignments.0.options", {"reduction": "eight"}),
+    "one assignment less": lambda data: data["assignments"].pop(),
+    "no sites": put("sites", None),
+    "a number for a site": put("sites", [3]),
+    "unknown field of a site": put("sites.0.nonsense", 3),
+    "options are a number": put("assignments.0.options", 3),
+    "block type": put("sites.0.block_type", "Bottleneck"),
+    "method": put("sites.0.method", "attach"),
+    "site twice": lambda data: [
+        data[each].append(data[each][0]) for each in ("sites", "assignments")
+    ],
 }
 
 
-@pytest.mark.parametrize(
-    "alter",
-    [
-        pytest.param(
-            alter, marks=pytest.mark.xfail(strict=True, reason=reason) if reason else (), id=name
-        )
-        for name, (alter, reason) in ALTERED.items()
-    ],
-)
+@pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED)
 def test_an_altered_plan_is_refused(mixed: Plan, alter: Callable[[Any], Any]) -> None:
     host, data = resnet18(), copy.deepcopy(mixed.to_dict())
     alter(data)
@@ -381,7 +372,6 @@ STAGES: list[tuple[str, dict[str, Any], list[list[str]]]] = [
         ],
     ),
 ]
-WRONG = {("torchvision/mobilenet_v3_large", "replace")}
 """The maps of the attention are told apart by their width, and not those of the blocks."""
 
 

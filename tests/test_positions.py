@@ -699,23 +699,6 @@ HAZARDS = (
     ReluOfReshaped,
 )
 
-ALIASED = "pre: an alias of the fork (identity, dropout, contiguous, view) is changed in place"
-UNTRIED = "plan looks for the value only, apply then finds that the taker is another one"
-OPEN = {
-    **{
-        (each, "pre"): (ALIASED, AssertionError)
-        for each in (
-            ReluOfHalf,
-            ReluOfIdentity,
-            ReluOfDropout,
-            ReluOfContiguous,
-            ReluOfReshaped,
-        )
-    },
-    (ReluFirstByChild, "identity"): (UNTRIED, SurgeryError),
-    (ReluOfShortcut, "identity"): (UNTRIED, SurgeryError),
-}
-
 
 class Around(nn.Module):
     """A net around a hazardous block, which may go on with what it gave the block."""
@@ -736,23 +719,11 @@ class Around(nn.Module):
         return out
 
 
-def hazards() -> list[Any]:
-    found = []
-    for block in HAZARDS:
-        for position in POSITIONS:
-            marks = ()
-            if (block, position) in OPEN:
-                reason, error = OPEN[block, position]
-                marks = pytest.mark.xfail(strict=True, reason=reason, raises=error)
-            name = f"{block.__name__}-{position}"
-            found.append(pytest.param(block, position, marks=marks, id=name))
-    return found
-
-
 @pytest.mark.parametrize(
     "way", ["once", "argument again", pytest.param("twice", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize(("block", "position"), hazards())
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("block", HAZARDS)
 def test_no_hazard_changes_the_function(block: type[Hazard], position: str, way: str) -> None:
     """Rewritten, attached or refused with a reason, but never changed."""
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from test_undisturbed import makeup
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery import SurgeryError, surgery
+from attn_surgery import SurgeryError, editing
 from attn_surgery.attention import build
 
 
@@ -441,7 +441,7 @@ def test_a_failure_at_any_step_leaves_the_host_untouched(
     model, x = net(spelling), images()
     expected, before = run(model, x), makeup(model)
     with monkeypatch.context() as patch:
-        patch.setattr(surgery, step, failing_at(nth, getattr(surgery, step)))
+        patch.setattr(editing, step, failing_at(nth, getattr(editing, step)))
         with pytest.raises(RuntimeError, match="injected"):
             replace(model)
     assert makeup(model) == before
@@ -456,7 +456,7 @@ def test_a_failure_in_the_second_block(step: str, monkeypatch: pytest.MonkeyPatc
     """The first block has been changed by then."""
     model, x = net("ChildGate"), images()
     expected, before = run(model, x), makeup(model)
-    monkeypatch.setattr(surgery, step, failing_at(2, getattr(surgery, step)))
+    monkeypatch.setattr(editing, step, failing_at(2, getattr(editing, step)))
     with pytest.raises(RuntimeError, match="injected"):
         replace(model)
     assert makeup(model) == before
