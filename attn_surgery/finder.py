@@ -97,8 +97,9 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
 
 
 def _can_be_traced(module: nn.Module) -> bool:
-    own = type(module).forward is not nn.Module.forward or "forward" in vars(module)
-    return own and not is_primitive(module) and not isinstance(module, torch.jit.ScriptModule)
+    if isinstance(module, torch.jit.ScriptModule) or is_primitive(module):
+        return False
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def _other_paths(traces: list[Trace], fruitless: set[object]) -> Iterator[Trace]:

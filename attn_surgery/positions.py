@@ -157,22 +157,21 @@ def _for_some(
 def _is_changed_before(flow: Flow, value: fx.Node, takers: list[fx.Node]) -> bool:
     """Tell whether the takers change the value's memory, and others read it afterwards."""
     own, others = {value}, {value}
-    changed = None
-    for node, inputs in flow.inputs.items():
-        if index(node) <= index(value) or not inputs:
+    changes: list[int] = []
+    for node in flow.inputs:
+        given = node.args[0] if node.args else None
+        if index(node) <= index(value) or not isinstance(given, fx.Node):
             continue
-        through = node in takers or (inputs[0] in own and inputs[0] is not value)
-        if through and inputs[0] in own:
-            if flow.is_in_place(node):
-                changed = index(node) if changed is None else changed
-            if flow.is_in_place(node) or flow.kind(node) in _ALIASES:
+        if node in takers or given in own - {value}:
+            if given in own and flow.is_in_place(node):
+                changes.append(index(node))
+            if given in own and (flow.is_in_place(node) or flow.kind(node) in _ALIASES):
                 own.add(node)
-        elif inputs[0] in others and flow.kind(node) in _ALIASES:
+        elif given in others and flow.kind(node) in _ALIASES:
             others.add(node)
-    if changed is None:
-        return False
-    readers = (user for node in others for user in node.users if user not in own)
-    return any(index(user) > changed for user in readers if user not in takers)
+    # by what the code names, not by what it means: after x.relu_(), x itself is named again
+    readers = (user for node in others for user in node.users if user not in takers)
+    return bool(changes) and any(index(user) > min(changes) for user in readers)
 
 
 def _child_around(node: fx.Node, block: Call) -> Call | None:
