@@ -396,7 +396,6 @@ def test_moves_while_an_attention_without_parameters_is_in(spelling: str) -> Non
         (lambda: hosts.traced(hosts.OwnModule), "part of its own graph"),
         (lambda: hosts.traced(hosts.ChildGate), "part of its own graph"),
         (lambda: Net(hosts.LoopingGate), "cannot be replaced"),
-        (hosts.scripted, "scripted"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit")
@@ -472,3 +471,9 @@ def failing_at(nth: int, real: Any) -> Any:
         return real(*args, **kwargs)
 
     return failing
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_attention_is_not_looked_into() -> None:
+    plan = attn_surgery.plan(hosts.scripted(), "se", existing="replace")
+    assert [(site.existing, site.method) for site in plan.sites] == [(None, "rewrite")] * 2

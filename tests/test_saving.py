@@ -15,6 +15,7 @@ from torch import nn
 import attn_surgery
 from attn_surgery import SurgeryError, saving
 from attn_surgery.attention import registry
+from attn_surgery.models import load_model
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_only_the_attention_is_written(fresh, tmp_path):
 
 @pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "timm/seresnet18"])
 def test_replaced_attention(tmp_path, name):
-    host = attn_surgery.models.load_model(name, device=None).eval()
+    host = load_model(name, device=None).eval()
     model = attn_surgery.apply(copy.deepcopy(host), "cbam", existing="replace")
     moved_alone(model)
     attn_surgery.save(model, tmp_path / "cbam")
