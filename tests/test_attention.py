@@ -69,9 +69,15 @@ def made(variant: str, *, channels: int = C, spatial_dims: int = 2, init: str = 
     return build(name, channels, spatial_dims=spatial_dims, init=init, options=options)
 
 
-def a_map(spatial_dims: int = 2, dtype: torch.dtype = torch.float32, channels: int = C) -> Tensor:
+def a_map(
+    spatial_dims: int = 2,
+    dtype: torch.dtype = torch.float32,
+    channels: int = C,
+    *,
+    spatial: dict[int, tuple[int, ...]] = SPATIAL,
+) -> Tensor:
     """Ordinary values, with both zeros, large and tiny values in one corner."""
-    x = torch.randn(3, channels, *SPATIAL[spatial_dims], dtype=torch.float64).to(dtype)
+    x = torch.randn(3, channels, *spatial[spatial_dims], dtype=torch.float64).to(dtype)
     special = torch.tensor([-0.0, 0.0, 300.0, -300.0, torch.finfo(dtype).tiny], dtype=dtype)
     x.view(-1)[: special.numel()] = special
     return x

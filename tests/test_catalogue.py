@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from test_attention import DTYPES, C, a_map, one_thread, perturbed, same_bits, seeded
+from test_attention import DTYPES, SPATIAL, C, a_map, one_thread, perturbed, same_bits, seeded
 from test_attention import scratch_registry as scratch_registry
 from test_surgery import fingerprint
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ BROKEN = "ge"  # in timm 1.0.31, on which the tests are pinned: a dict unpacked 
 NOT_A_SCALE = {"gca", "lambda", "nl", "sk", "splat"}
 # Added to all logits of a softmax: of gc's and gca's over positions, and of nl's.
 WITHOUT_EFFECT = {"conv_attn.bias", "p.bias"}
+# No map smaller than the 9 x 9 kernel of lambda's Conv3d: for those, oneDNN's bfloat16 gradient of
+# the weight reads memory that nothing was written to (torch 2.14.1 on a CPU with avx512_bf16).
+NO_SMALLER_THAN_KERNELS = {**SPATIAL, 2: (9, 10)}
 WORKING = [(name, d) for name in (*OWN, *TIMM) if name != BROKEN for d in entry(name).dims or ()]
 
 
@@ -60,7 +63,7 @@ class TestIdentityStart:
         self, name: str, spatial_dims: int, dtype: torch.dtype, training: bool
     ):
         attention = build(name, C, spatial_dims=spatial_dims).to(dtype).train(training)
-        x = a_map(spatial_dims, dtype)
+        x = a_map(spatial_dims, dtype, spatial=NO_SMALLER_THAN_KERNELS)
         before, state = x.clone(), torch.get_rng_state()
         y = attention(x)
         assert torch.equal(torch.get_rng_state(), state)
