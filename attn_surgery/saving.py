@@ -14,13 +14,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.counting import meta_copy
 from attn_surgery.errors import SurgeryError
+from attn_surgery.files import write_whole
 from attn_surgery.fingerprint import check_same, digest, forms, text_digest
 from attn_surgery.former import succession
 from attn_surgery.origin import origin_of, surgeries
@@ -63,7 +64,8 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
         host: Which tensors of the host to write as well, because training changed them:
             ``"norms"`` (weights, biases and running statistics), ``"head"`` (the linear layers
             after the last convolution), ``"all"``, an fnmatch pattern over tensor names, or a list
-            of these; None for none.
+            of these; None for none. What attention took the place of is never written: after
+            ``"all"`` it may be anything, otherwise it has to be there in the fresh host.
 
     Raises:
         SurgeryError: There is no attention, one cannot be described as data, or ``host`` selects
@@ -91,16 +93,19 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
     for plan, _ in plans:
         plan.check_is_data()
     fresh = remove(copy.deepcopy(model)).state_dict()  # with what attention took the place of
+    others = {key: value for key, value in fresh.items() if key not in kept}
+    if kept.keys() == hosts.keys():
+        others = {}  # all that the model computes with is in the file
     content = _Content(
         surgeries=plans,
         host_forms=forms(fresh),
-        host_digests={key: digest(value) for key, value in fresh.items() if key not in kept},
+        host_digests={key: digest(value) for key, value in others.items()},
         digests={key: digest(value) for key, value in tensors.items()},
     )
     text = content.to_json()
     metadata = {"format": FORMAT, "content": text, "digest": text_digest(text)}
     compact = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
-    _write(compact, Path(path), metadata)
+    write_whole(Path(path), safetensors_bytes(compact, metadata))
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -194,18 +199,6 @@ def _head(model: nn.Module) -> list[str]:
     convolutions = [i for i, (_, each) in enumerate(modules) if isinstance(each, _ConvNd)]
     after = modules[max(convolutions, default=-1) + 1 :]
     return [path for path, each in after if isinstance(each, nn.Linear)]
-
-
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write the file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        save_file(tensors, partial, metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise SurgeryError(f"cannot write {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[_Content, dict[str, Tensor]]:

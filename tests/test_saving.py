@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import attn_surgery
-from attn_surgery import SurgeryError, saving
+from attn_surgery import SurgeryError, files
 from attn_surgery.attention import registry
 from attn_surgery.models import load_model
 
@@ -269,12 +269,11 @@ def test_a_failure_while_loading_leaves_the_host(saved, fresh, monkeypatch):
 
 
 def test_a_failure_while_writing_leaves_the_old_file(saved, fresh, monkeypatch):
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
+    def full(_):
         raise OSError("No space left on device")
 
     before = saved.read_bytes()
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(SurgeryError, match="No space left"):
         attn_surgery.save(attn_surgery.apply(fresh(), "cbam"), saved)
     assert saved.read_bytes() == before
