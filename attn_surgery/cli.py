@@ -1,4 +1,4 @@
-"""The command line: ``attn-surgery plan | report | list``.
+"""The command line: ``attn-surgery plan | report | list | finetune | evaluate``.
 
 Exit status: 0 done, 1 a row of the report could not be completed, 2 what was asked for cannot be
 done (one line on stderr says why), 130 interrupted.
@@ -20,6 +20,7 @@ from attn_surgery.arguments import (
     parse_attention,
 )
 from attn_surgery.errors import SurgeryError
+from attn_surgery.finetune.command import add_commands as add_finetuning
 from attn_surgery.listing import catalogue, listing_table
 from attn_surgery.models import load_model
 from attn_surgery.report_command import INTERRUPTED, add_report
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     add_report(commands)
     _add_list(commands)
+    add_finetuning(commands)
     return parser
 
 

@@ -6,7 +6,7 @@ name                       model
 ``resnet50``               timm's model of that name, else torchvision's
 ``timm/NAME``              timm's; NAME may carry a pretrained tag (``resnet50.a1_in1k``)
 ``torchvision/NAME``       torchvision's, of any task; quantizable ones in floating point
-``package.module:attr``    what a callable without arguments returns; found from the
+``package.module:attr``    what a callable returns; found from the
                            current directory too
 =========================  =========================================================
 
@@ -15,6 +15,7 @@ somebody wants their weights.
 """
 
 import contextlib
+import functools
 import importlib
 import inspect
 import operator
@@ -22,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -32,8 +33,8 @@ from torch import nn
 
 from attn_surgery.errors import SurgeryError, nearest
 
-Builder = Callable[[], object]
-"""Builds one model; what it returns is checked."""
+Builder = Callable[..., object]
+"""Builds one model, perhaps with keywords; what it returns is checked."""
 
 _WRAPPER_KEYS = ("state_dict", "model")
 _PARALLEL_PREFIX = "module."
@@ -45,6 +46,7 @@ def load_model(
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     device: Literal["meta"] | None = "meta",
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build the model called ``name``.
 
@@ -57,6 +59,7 @@ def load_model(
         device: ``"meta"`` builds without memory for weights. A constructor that needs real
             numbers runs on the CPU and its parameters and buffers move to meta afterwards.
             ``None``, or any request for weights, builds on the CPU.
+        options: Keywords for the library's builder, or for the callable.
 
     Returns:
         The model, in training mode, as its library returns it.
@@ -75,10 +78,10 @@ def load_model(
     if pretrained or checkpoint is not None:
         device = None
     with _current_directory_importable():
-        build = _builder(name, pretrained=pretrained)
+        build = functools.partial(_builder(name, pretrained=pretrained), **(options or {}))
         model = _build_on_meta(name, build) if device == "meta" else _build(name, build)
     if checkpoint is not None:
-        _load_checkpoint(model, Path(checkpoint), name)
+        load_weights(model, Path(checkpoint), name)
     return model
 
 
@@ -98,7 +101,7 @@ def _timm_knows(arch: str) -> bool:
 
 
 def _timm_builder(arch: str, pretrained: bool) -> Builder:
-    return lambda: timm.create_model(arch, pretrained=pretrained)
+    return functools.partial(timm.create_model, arch, pretrained=pretrained)
 
 
 def _torchvision_knows(arch: str) -> bool:
@@ -115,7 +118,7 @@ def _torchvision_builder(arch: str, pretrained: bool) -> Builder:
     if arch.endswith(("googlenet", "inception_v3")) and not pretrained:
         # Left open, the two warn that their slow default initialisation will change.
         options["init_weights"] = False
-    return lambda: torchvision.models.get_model(arch, **options)
+    return functools.partial(torchvision.models.get_model, arch, **options)
 
 
 _LIBRARIES = {  # in the order in which a bare name is looked up
@@ -127,7 +130,7 @@ _LIBRARIES = {  # in the order in which a bare name is looked up
 
 
 def _builder(name: str, *, pretrained: bool) -> Builder:
-    """Return the function without arguments that builds ``name``."""
+    """Return the function that builds ``name``."""
     prefix, slash, arch = name.partition("/")
     if slash and prefix in _LIBRARIES:
         library = _LIBRARIES[prefix]
@@ -204,8 +207,18 @@ def _checked(name: str, model: object) -> nn.Module:
 # Checkpoints
 
 
-def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
-    state = _state_dict(_read(path), path)
+def load_weights(model: nn.Module, path: Path, name: str) -> None:
+    """Fill a model with a file's state dict; every key has to fit.
+
+    Args:
+        model: The model.
+        path: A ``.safetensors`` file, or what ``torch.save`` wrote.
+        name: What to call the model in messages.
+
+    Raises:
+        SurgeryError: The file cannot be read, or does not fit.
+    """
+    state = read_weights(path)
     if not state.keys() & model.state_dict().keys():
         state = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
     try:
@@ -219,6 +232,15 @@ def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
     ]
     if faults:
         raise SurgeryError(f"{path} does not fit {name!r}: {', '.join(faults)}")
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a file's state dict, bare or under ``state_dict`` or ``model``; nothing is executed.
+
+    Raises:
+        SurgeryError: The file cannot be read, or holds something else.
+    """
+    return _state_dict(_read(path), path)
 
 
 def _read(path: Path) -> object:
