@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import timm
@@ -248,6 +249,11 @@ def _read(path: Path) -> object:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise SurgeryError(
+            f"cannot read checkpoint {path}: it is a state dict neither of safetensors nor of "
+            "torch.save(model.state_dict(), ...), and nothing else is unpickled"
+        ) from error
     except Exception as error:
         raise SurgeryError(f"cannot read checkpoint {path}: {one_line(error)}") from error
 

@@ -33,6 +33,7 @@ USUAL = ("threads=1", "report_seconds=0")
 CBAM = 'surgery.attention=["cbam"]'
 OF_RECIPE = 5
 DISTILLED = ("stages.0.distill_weight=1.0", "stages.0.distill_temperature=4.0")
+_SMALL = "attention_lr_scale=5, weight_decay=0.05, warmup_epochs=0.25"
 _LITE0 = "attention_lr_scale=10, weight_decay=0.05, warmup_epochs=0.25, norm_stats='frozen'"
 
 TRIALS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -40,6 +41,13 @@ TRIALS: dict[str, dict[str, tuple[str, ...]]] = {
         "post": ('surgery.position="post"', CBAM),
         "scale20": ("seeds=8", "stages.0.attention_lr_scale=20", CBAM),
         "distilled": (*DISTILLED, CBAM),
+        "warmup": (
+            "stages=["
+            f"{{trains='attention', epochs=1, lr=1e-3, {_SMALL}}}, "
+            f"{{epochs=2, lr=1e-3, {_SMALL}}}]",
+            CBAM,
+        ),
+        "longer": ("stages.0.epochs=6", CBAM),
     },
     "efficientnet_lite0_transfer": {
         "scale50": (
@@ -55,6 +63,7 @@ TRIALS: dict[str, dict[str, tuple[str, ...]]] = {
             f"{{epochs=1, lr=3e-4, {_LITE0}}}]",
             CBAM,
         ),
+        "longer": ("stages.0.epochs=6", CBAM),
         "live": ("stages.0.norm_stats=live", CBAM),
     },
 }

@@ -15,13 +15,14 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
 import attn_surgery
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune import lab
+from attn_surgery.finetune import lab, lock
 from attn_surgery.finetune.checking import check_together
 from attn_surgery.finetune.data import Loading, train_batches
 from attn_surgery.finetune.display import Display
@@ -327,6 +328,25 @@ def test_a_score_from_another_machine_accuses_nobody(tmp_path):
     outcome = run_recipe(tiny(tmp_path))
     assert outcome is not None
     assert outcome.lines[2].at_insertion[0] == pytest.approx(told["score"]["accuracy"] - 1 / 96)
+
+
+def test_two_runs_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.1)
+    alone = Accelerator(cpu=True)
+    with lock.alone_in(tmp_path, alone):
+        with pytest.raises(SurgeryError, match="another run is at work in output="):
+            run_recipe(tiny(tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"], "it wrote something"
+    assert run_recipe(tiny(tmp_path)) is not None
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "last.safetensors"])
+def test_a_file_of_a_finished_run_that_is_lost(tmp_path, file):
+    run_recipe(tiny(tmp_path))
+    path = tmp_path / "seed0/host" / file
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(SurgeryError, match=rf"{file}: .*; remove .* to run( it)? again"):
+        run_recipe(tiny(tmp_path))
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -112,6 +112,7 @@ LAYERS = [
     "finetune.experiment",
     "finetune.outcome",
     "finetune.publishing",
+    "finetune.lock",
     "finetune.running",
     "finetune.remeasuring",
     "finetune",

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.checkpoints import (
@@ -24,7 +23,6 @@ from attn_surgery.finetune.lab import Lab
 from attn_surgery.finetune.loop import train
 from attn_surgery.finetune.processes import read_by_first
 from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe
-from attn_surgery.finetune.rehearsal import rehearse
 from attn_surgery.finetune.run import CHECKPOINT, METRICS, Run
 from attn_surgery.finetune.tasks import Metrics
 from attn_surgery.finetune.training import teacher_of
@@ -37,41 +35,30 @@ ENVIRONMENT = "environment.json"
 ATTENTION = "attention.safetensors"
 
 
-def run_experiment(recipe: Recipe) -> tuple[Lab, list[dict[str, Any]]]:
+def run_experiment(lab: Lab) -> list[dict[str, Any]]:
     """Carry out a recipe, or what is left of it.
 
     Args:
-        recipe: What is wanted.
+        lab: The recipe, and what its runs share.
 
     Returns:
-        What the runs shared, and what came of each: first the host's of a seed, then the
-        control's and each attention's.
+        What came of each run: first the host's of a seed, then the control's and each attention's.
 
     Raises:
         SurgeryError: Something cannot be done, or went wrong; what was saved is whole.
         Interrupted: A signal asked to stop; what was done is saved.
     """
-    lab = Lab.of(recipe)
-    try:
-        with lab.wish:
-            rehearse(lab)
-            read_by_first(lab.accelerator, lambda: _begin(lab))
-            return lab, [told for seed in range(recipe.seeds) for told in _seed(lab, seed)]
-    except torch.OutOfMemoryError as error:
-        raise SurgeryError(
-            f"out of memory on {lab.accelerator.device}: lower data.batch_size, and raise "
-            "accumulate to make up for it; what was saved is whole"
-        ) from error
+    read_by_first(lab.accelerator, lambda: _begin(lab))
+    return [told for seed in range(lab.recipe.seeds) for told in _seed(lab, seed)]
 
 
 def _begin(lab: Lab) -> None:
     """Look at all that is there, and write what is going to be done beside it.
 
     Raises:
-        SurgeryError: A run is of another recipe, or nothing can be written.
+        SurgeryError: A run is of another recipe.
     """
     folder = Path(lab.recipe.output)
-    _check_writable(folder)
     for seed in range(lab.recipe.seeds):
         for variant in (HOST, *lab.recipe.variants):
             run = Run(lab, variant, seed, nn.Identity())
@@ -79,21 +66,6 @@ def _begin(lab: Lab) -> None:
                 load_checkpoint(run.folder / CHECKPOINT, run.identity)
     write_json(folder / RECIPE, lab.recipe.to_dict())
     write_json(folder / ENVIRONMENT, environment(lab.accelerator))
-
-
-def _check_writable(folder: Path) -> None:
-    """Make a folder.
-
-    Raises:
-        SurgeryError: Nothing can be written to it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise SurgeryError(f"cannot write to output={str(folder)!r}: {error}") from error
 
 
 def _seed(lab: Lab, seed: int) -> Iterator[dict[str, Any]]:
@@ -115,9 +87,16 @@ def _start(lab: Lab, seed: int) -> tuple[nn.Module, dict[str, Any]]:
             run.keep("last", host)
         done = run.finish(progress, {"score": lab.measure(host)})
     lab.accelerator.wait_for_everyone()
-    path = run.folder / "last.safetensors"
-    host.load_state_dict(read_by_first(lab.accelerator, lambda: read_weights(path)))
+    host.load_state_dict(read_by_first(lab.accelerator, lambda: _kept(run)))
     return host.cpu(), done
+
+
+def _kept(run: Run) -> dict[str, Tensor]:
+    """Read the weights that a finished run ended with."""
+    try:
+        return read_weights(run.folder / "last.safetensors")
+    except SurgeryError as error:
+        raise SurgeryError(f"{error}; remove {run.folder} to run it again") from error
 
 
 def _variant(
@@ -181,7 +160,10 @@ def recorded(run: Run) -> dict[str, Any] | None:
     path = run.folder / METRICS
     if not path.exists():
         return None
-    metrics = read_json(path)
+    try:
+        metrics = read_json(path)
+    except SurgeryError as error:
+        raise SurgeryError(f"{error}; remove it to run again") from error
     if not isinstance(metrics, dict) or "identity" not in metrics:
         raise SurgeryError(f"{path} is not what a finished run writes; remove it to run again")
     check_identity(path, metrics["identity"], run.identity)

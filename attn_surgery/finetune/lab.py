@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,22 @@ class Lab:
         contents, scaler = contents_of(recipe, splits), accelerator.scaler
         start = None if scaler is None else scaler.state_dict()
         return cls(recipe, task, splits, loading, accelerator, contents, scaler=start)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Take signals as a wish to stop, and tell what helps where the memory is too small.
+
+        Raises:
+            SurgeryError: The device has no memory left.
+        """
+        try:
+            with self.wish:
+                yield
+        except torch.OutOfMemoryError as error:
+            raise SurgeryError(
+                f"out of memory on {self.accelerator.device}: lower data.batch_size, and raise "
+                "accumulate to make up for it; what was saved is whole"
+            ) from error
 
     def fresh_host(self, seed: int) -> nn.Module:
         """Build the host of a seed."""
