@@ -35,6 +35,19 @@ def check_host(model: object) -> None:
             )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the host that DDP or ``torch.compile``, in which no surgery is done, hold as it is.
+
+    Example:
+        >>> host = nn.Linear(1, 1)
+        >>> unwrapped(torch.compile(host)) is host
+        True
+    """
+    while isinstance(model, DistributedDataParallel) or _is_of_dynamo(model):
+        (model,) = model.children()
+    return model
+
+
 def _kind_of(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
@@ -47,9 +60,12 @@ def _is_scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
+def _is_of_dynamo(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch._dynamo")
+
+
 def _is_compiled(module: nn.Module) -> bool:
-    is_wrapper = type(module).__module__.startswith("torch._dynamo")
-    return is_wrapper or vars(module).get("_compiled_call_impl") is not None
+    return _is_of_dynamo(module) or vars(module).get("_compiled_call_impl") is not None
 
 
 def _is_sharded(module: nn.Module) -> bool:

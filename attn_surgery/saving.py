@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from attn_surgery.checks import check_host, unwrapped
 from attn_surgery.counting import meta_copy
 from attn_surgery.errors import SurgeryError
 from attn_surgery.files import write_whole
@@ -59,7 +60,7 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
     """Write what surgery added to ``model``, and nothing of the host unless asked.
 
     Args:
-        model: A host that was operated on.
+        model: A host that was operated on, which may be wrapped in DDP or ``torch.compile`` since.
         path: The file, ``.safetensors`` by custom.
         host: Which tensors of the host to write as well, because training changed them:
             ``"norms"`` (weights, biases and running statistics), ``"head"`` (the linear layers
@@ -68,8 +69,8 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
             ``"all"`` it may be anything, otherwise it has to be there in the fresh host.
 
     Raises:
-        SurgeryError: There is no attention, one cannot be described as data, or ``host`` selects
-            nothing.
+        SurgeryError: There is no attention, one cannot be described as data or inserted again, or
+            ``host`` selects nothing.
 
     Example:
         >>> import tempfile, torchvision, attn_surgery
@@ -80,6 +81,7 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
         >>> list(attn_surgery.inserted(attn_surgery.load(fresh, path)))
         ['layer4.0.attn', 'layer4.1.attn']
     """
+    model = unwrapped(model)
     attentions = inserted(model)
     if not attentions:
         raise SurgeryError("there is no attention to be saved: the model was not operated on")
@@ -92,7 +94,8 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
     plans = surgeries(each for one in attentions.values() for each in succession(one))
     for plan, _ in plans:
         plan.check_is_data()
-    fresh = remove(copy.deepcopy(model)).state_dict()  # with what attention took the place of
+    bare = remove(copy.deepcopy(model))
+    fresh = bare.state_dict()  # with what attention took the place of
     others = {key: value for key, value in fresh.items() if key not in kept}
     if kept.keys() == hosts.keys():
         others = {}  # all that the model computes with is in the file
@@ -102,10 +105,25 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
         host_digests={key: digest(value) for key, value in others.items()},
         digests={key: digest(value) for key, value in tensors.items()},
     )
+    _check_repeatable(bare, content, own)
     text = content.to_json()
     metadata = {"format": FORMAT, "content": text, "digest": text_digest(text)}
     compact = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
     write_whole(Path(path), safetensors_bytes(compact, metadata))
+
+
+def _check_repeatable(host: nn.Module, content: _Content, own: Mapping[str, Tensor]) -> None:
+    """Refuse to write what could not be loaded.
+
+    Raises:
+        SurgeryError: The surgery, done again, gives other tensors.
+    """
+    what = "the surgery cannot be repeated on the model as it is now"
+    try:
+        again, _ = _parted(_operated(meta_copy(host), content))
+    except SurgeryError as error:
+        raise SurgeryError(f"{what} (is it wrapped since?): {error}") from error
+    check_same(what, forms(again), forms(own))
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -120,8 +138,10 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         The model itself.
 
     Raises:
-        SurgeryError: The file is not whole, or was made for another host; the model is as it was.
+        SurgeryError: The file is not whole, or was made for another host, or the model is none that
+            can be operated on; it is as it was.
     """
+    check_host(model)
     content, tensors = _read(Path(path))
     if inserted(model):
         raise SurgeryError("the host holds attention already; call attn_surgery.remove first")

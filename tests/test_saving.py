@@ -247,6 +247,33 @@ def test_a_registered_one_has(fresh, tmp_path, monkeypatch):
     refused(fresh(), tmp_path / "a", "'mine' .* is not registered")
 
 
+def test_what_is_compiled(saved, fresh, tmp_path):
+    model, file = attn_surgery.load(fresh(), saved), tmp_path / "compiled.safetensors"
+    attn_surgery.save(torch.compile(model), file, host="head")
+    again = attn_surgery.load(fresh(), file)
+    assert torch.equal(again(X), model(X))
+    with pytest.raises(SurgeryError, match="compiled"):
+        attn_surgery.load(torch.compile(fresh()), file)
+
+
+def test_what_could_not_be_loaded_is_not_written(saved, fresh, tmp_path):
+    wrapped, file = nn.DataParallel(attn_surgery.load(fresh(), saved)), tmp_path / "file"
+    with pytest.raises(SurgeryError, match=r"cannot be repeated .* \(is it wrapped since\?\)"):
+        attn_surgery.save(wrapped, file)
+    grown = attn_surgery.apply(fresh(), "se")
+    grown.layer1[0].attn.more = nn.Linear(1, 1)
+    with pytest.raises(SurgeryError, match=r"cannot be repeated .*: missing: layer1.0.attn.more.bias"):
+        attn_surgery.save(grown, file)
+    assert not file.exists()
+
+
+def test_surgery_on_what_is_wrapped(fresh, tmp_path):
+    wrapped, file = attn_surgery.apply(nn.DataParallel(fresh()), "se"), tmp_path / "file"
+    attn_surgery.save(wrapped, file)
+    again = attn_surgery.load(nn.DataParallel(fresh()), file)
+    assert again.state_dict().keys() == wrapped.state_dict().keys()
+
+
 def test_a_selection_of_nothing(fresh, tmp_path):
     with pytest.raises(SurgeryError, match="host='norm' selects no tensor"):
         attn_surgery.save(attn_surgery.apply(fresh(), "se"), tmp_path / "a", host="norm")
