@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -64,27 +66,28 @@ def test_killed_again_and_again(tmp_path, recipe_file, reference, name):
     assert_same(weights(output), reference)
 
 
-def test_stopped_after_every_step(tmp_path, reference, monkeypatch):
-    """The process dies after each checkpoint in turn."""
-    output, recipe = tmp_path / "out", tiny(tmp_path / "out")
-    real, deaths = checkpoints.write_whole, 0
+@pytest.mark.parametrize("amp", ["no", "bf16"])
+def test_a_machine_that_goes_again_and_again(tmp_path, monkeypatch, amp):
+    """The process dies after every third checkpoint."""
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
+    run_recipe(tiny(undisturbed, amp=amp))
+    recipe = tiny(output, amp=amp)
+    real, died_in = checkpoints.write_whole, []
+    turns = itertools.count(1)
 
     def dying(path, content):
-        nonlocal deaths
         real(path, content)
-        if path.name == "checkpoint.pt" and deaths < 12:
-            deaths += 1
+        if path.name == "checkpoint.pt" and next(turns) % 3 == 0:
+            died_in.append(path.parent.name)
             raise ConnectionAbortedError("as if the machine had gone")
 
     monkeypatch.setattr(checkpoints, "write_whole", dying)
-    for _ in range(20):
-        try:
+    for _ in range(30):
+        with contextlib.suppress(ConnectionAbortedError):
             run_recipe(recipe)
             break
-        except ConnectionAbortedError:
-            pass
-    assert deaths == 12
-    assert_same(weights(output), reference)
+    assert all(died_in.count(run) > 1 for run in ("host", "control", "cbam")), died_in
+    assert_same(weights(output), weights(undisturbed))
 
 
 def test_a_full_disk_loses_nothing(tmp_path, reference, monkeypatch):

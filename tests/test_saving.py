@@ -262,7 +262,9 @@ def test_what_could_not_be_loaded_is_not_written(saved, fresh, tmp_path):
         attn_surgery.save(wrapped, file)
     grown = attn_surgery.apply(fresh(), "se")
     grown.layer1[0].attn.more = nn.Linear(1, 1)
-    with pytest.raises(SurgeryError, match=r"cannot be repeated .*: missing: layer1.0.attn.more.bias"):
+    with pytest.raises(
+        SurgeryError, match=r"cannot be repeated .*: missing: layer1.0.attn.more.bias"
+    ):
         attn_surgery.save(grown, file)
     assert not file.exists()
 

@@ -47,6 +47,7 @@ class Training:
         loss: Of a model on a batch.
         updates: Steps of the optimizer in an epoch.
         constant: Parameters that did not train before.
+        former: Attributes that Accelerate set anew, and what they were before, if anything.
         held: The host's buffers, where the attention alone trains.
     """
 
@@ -59,6 +60,7 @@ class Training:
     loss: Loss
     updates: int
     constant: list[nn.Parameter]
+    former: dict[str, Any]
     held: HeldBuffers | None = None
 
     @property
@@ -130,7 +132,9 @@ def set_up(
     loss = task.loss(stage, classes)
     if teacher is not None:
         loss = with_teacher(loss, task, stage, teacher.to(accelerator.device))
+    before = dict(vars(model))
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    former = {k: before.get(k) for k, v in vars(model).items() if v is not before.get(k)}
     held = HeldBuffers(model) if inserted(model) and stage.is_for_attention_alone else None
     return Training(
         stage,
@@ -142,14 +146,19 @@ def set_up(
         loss,
         updates,
         constant,
+        former,
         held,
     )
 
 
 def take_down(training: Training, accelerator: Any) -> None:
     """Leave the model as one that any stage can begin with."""
-    # Under mixed precision it wraps the model's forward, once for each stage.
-    accelerator.unwrap_model(training.model, keep_fp32_wrapper=False)
+    # Accelerate wraps the forward for mixed precision, and a model that it marked not once more.
+    attributes = vars(training.bare)
+    for name, former in training.former.items():
+        del attributes[name]
+        if former is not None:
+            attributes[name] = former
     accelerator.free_memory()
     thaw_norm_statistics(training.bare)
     training.bare.requires_grad_(True)
