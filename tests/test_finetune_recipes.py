@@ -23,7 +23,7 @@ NAMES = [
     "segmentation_deeplab",
 ]
 FOLDER = Path(attn_surgery.__file__).parents[1] / "recipes"
-ON_CPU = ["device=cpu", "threads=1", "report_seconds=0", "seeds=1", "amp=no", "data.workers=0"]
+ON_CPU = ["device=cpu", "threads=1", "report_seconds=0", "seeds=1", "data.workers=0"]
 
 
 def test_these_ship():
