@@ -69,8 +69,8 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
             ``"all"`` it may be anything, otherwise it has to be there in the fresh host.
 
     Raises:
-        SurgeryError: There is no attention, one cannot be described as data or inserted again, or
-            ``host`` selects nothing.
+        SurgeryError: There is no attention, one cannot be described as data, the host is part of
+            another model since, or ``host`` selects nothing.
 
     Example:
         >>> import tempfile, torchvision, attn_surgery
@@ -85,17 +85,14 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
     attentions = inserted(model)
     if not attentions:
         raise SurgeryError("there is no attention to be saved: the model was not operated on")
-    unknown = [path for path, each in attentions.items() if origin_of(each) is None]
-    if unknown:
-        raise SurgeryError(f"{unknown[0]!r} does not know its origin: it cannot be inserted again")
+    _check_in_place(attentions)
     own, hosts = _parted(model)
     kept = _selected(model, hosts, host)
     tensors = {**own, **kept}
     plans = surgeries(each for one in attentions.values() for each in succession(one))
     for plan, _ in plans:
         plan.check_is_data()
-    bare = remove(copy.deepcopy(model))
-    fresh = bare.state_dict()  # with what attention took the place of
+    fresh = remove(copy.deepcopy(model)).state_dict()  # with what attention took the place of
     others = {key: value for key, value in fresh.items() if key not in kept}
     if kept.keys() == hosts.keys():
         others = {}  # all that the model computes with is in the file
@@ -105,25 +102,28 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
         host_digests={key: digest(value) for key, value in others.items()},
         digests={key: digest(value) for key, value in tensors.items()},
     )
-    _check_repeatable(bare, content, own)
     text = content.to_json()
     metadata = {"format": FORMAT, "content": text, "digest": text_digest(text)}
     compact = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
     write_whole(Path(path), safetensors_bytes(compact, metadata))
 
 
-def _check_repeatable(host: nn.Module, content: _Content, own: Mapping[str, Tensor]) -> None:
-    """Refuse to write what could not be loaded.
+def _check_in_place(attentions: Mapping[str, nn.Module]) -> None:
+    """Refuse attention whose surgery is not known, or was on another model than this.
 
     Raises:
-        SurgeryError: The surgery, done again, gives other tensors.
+        SurgeryError: There is such a one.
     """
-    what = "the surgery cannot be repeated on the model as it is now"
-    try:
-        again, _ = _parted(_operated(meta_copy(host), content))
-    except SurgeryError as error:
-        raise SurgeryError(f"{what} (is it wrapped since?): {error}") from error
-    check_same(what, forms(again), forms(own))
+    for path, attention in attentions.items():
+        origin = origin_of(attention)
+        if origin is None:
+            raise SurgeryError(f"{path!r} does not know its origin: it cannot be inserted again")
+        block = origin.site.block
+        if block and not path.startswith(f"{block}."):
+            raise SurgeryError(
+                f"{path!r} was inserted into {block!r}: the host is part of another model since; "
+                "save the host itself"
+            )
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -248,25 +249,28 @@ def test_a_registered_one_has(fresh, tmp_path, monkeypatch):
 
 
 def test_what_is_compiled(saved, fresh, tmp_path):
+    compiled: Any = torch.compile
     model, file = attn_surgery.load(fresh(), saved), tmp_path / "compiled.safetensors"
-    attn_surgery.save(torch.compile(model), file, host="head")
+    attn_surgery.save(compiled(model), file, host="head")
     again = attn_surgery.load(fresh(), file)
     assert torch.equal(again(X), model(X))
     with pytest.raises(SurgeryError, match="compiled"):
-        attn_surgery.load(torch.compile(fresh()), file)
+        attn_surgery.load(compiled(fresh()), file)
 
 
-def test_what_could_not_be_loaded_is_not_written(saved, fresh, tmp_path):
-    wrapped, file = nn.DataParallel(attn_surgery.load(fresh(), saved)), tmp_path / "file"
-    with pytest.raises(SurgeryError, match=r"cannot be repeated .* \(is it wrapped since\?\)"):
-        attn_surgery.save(wrapped, file)
-    grown = attn_surgery.apply(fresh(), "se")
-    grown.layer1[0].attn.more = nn.Linear(1, 1)
-    with pytest.raises(
-        SurgeryError, match=r"cannot be repeated .*: missing: layer1.0.attn.more.bias"
-    ):
-        attn_surgery.save(grown, file)
+@pytest.mark.parametrize("around", [nn.DataParallel, lambda host: nn.Sequential(nn.ReLU(), host)])
+def test_a_host_within_another_model(saved, fresh, tmp_path, around):
+    model, file = around(attn_surgery.load(fresh(), saved)), tmp_path / "file"
+    with pytest.raises(SurgeryError, match=r"was inserted into .*: the host is part of another"):
+        attn_surgery.save(model, file)
     assert not file.exists()
+
+
+def test_a_host_that_was_converted_since(fresh, tmp_path):
+    model, file = attn_surgery.apply(fresh(), "cbam"), tmp_path / "file"
+    moved_alone(model)
+    attn_surgery.save(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)), file)
+    assert torch.equal(attn_surgery.load(fresh(), file)(X), model(X))
 
 
 def test_surgery_on_what_is_wrapped(fresh, tmp_path):
