@@ -18,7 +18,8 @@ from attn_surgery.existing import (
     whole_call,
 )
 from attn_surgery.fidelity import spells_addition
-from attn_surgery.flow import MAPS, Flow, Form
+from attn_surgery.flow import Flow
+from attn_surgery.forms import MAPS, Form
 from attn_surgery.operations import Kind
 from attn_surgery.placing import Spot, block_around, path_below, place, place_output
 from attn_surgery.positions import OUTPUT, target

@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from attn_surgery.flow import MAPS, Flow, Form
+from attn_surgery.flow import Flow
+from attn_surgery.forms import MAPS, Form
 from attn_surgery.operations import Kind
 from attn_surgery.placing import block_around
 from attn_surgery.residual import TRANSFORMS, Residual, is_spatial

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from attn_surgery.flow import LAST, MAPS, Flow, Form, slices_channels
+from attn_surgery.flow import Flow
+from attn_surgery.forms import LAST, MAPS, Form
 from attn_surgery.operations import Kind, function_name
 from attn_surgery.traces import Call, owner
+from attn_surgery.views import slices_channels
 
 _LINEAR_STEPS = {
     Kind.CONV,
