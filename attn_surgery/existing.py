@@ -13,15 +13,10 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from attn_surgery.flow import Flow
+from attn_surgery.gates import behind, gated_products, is_attention, looks_around
 from attn_surgery.operations import Kind, function_name
 from attn_surgery.placing import ELSEWHERE, calls_below, path_below
-from attn_surgery.residual import (
-    Residual,
-    behind,
-    gated_products,
-    is_attention,
-    looks_around,
-)
+from attn_surgery.residual import Residual
 from attn_surgery.traces import Call, index, owner
 
 _SHAPING = {

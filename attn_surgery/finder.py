@@ -20,12 +20,13 @@ from attn_surgery.existing import (
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.flow import Flow
 from attn_surgery.forms import MAPS, Form
+from attn_surgery.gates import behind, is_attention
 from attn_surgery.operations import Kind
-from attn_surgery.placing import Spot, block_around, path_below, place, place_output
+from attn_surgery.placing import Spot, path_below, place, place_output
 from attn_surgery.positions import OUTPUT, target
 from attn_surgery.preserve import likeness
 from attn_surgery.proxies import is_primitive
-from attn_surgery.residual import Residual, behind, is_attention, residuals
+from attn_surgery.residual import Residual, block_around, residuals
 from attn_surgery.traces import Call, Trace, index, owner
 from attn_surgery.tracing import trace
 

@@ -76,6 +76,16 @@ class Flow:
         """Tell whether the value of ``node`` depends on that of ``on`` (or is it)."""
         return bool(self.ancestors[node] >> index(on) & 1)
 
+    def needs_more(self, node: fx.Node, than: fx.Node) -> bool:
+        """Tell whether ``node`` depends on an input of the trace that ``than`` does not know."""
+        return bool(self.ancestors[node] & ~self.ancestors[than] & self._given)
+
+    @cached_property
+    def _given(self) -> int:
+        """A bit for every input of the trace."""
+        given = (node for node in self.inputs if self.kind(node) is Kind.INPUT)
+        return sum(1 << index(node) for node in given)
+
     def between(self, start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
         """Yield the nodes on the ways from ``start`` (excluded) to ``end``, in order."""
         mask = self.ancestors[end]

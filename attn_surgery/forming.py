@@ -91,8 +91,7 @@ def _normed(step: Step) -> Form:
         return replace(form, layout=MAPS, channels=channels, spatial_dims=dims, stacked=None)
     if isinstance(module, nn.GroupNorm):
         return replace(form, layout=form.layout or MAPS, channels=module.num_channels)
-    is_of_tokens = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
-    if is_of_tokens and not form.layout:
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and not form.layout:
         return Form(LAST, module.normalized_shape[0], form.spatial_dims)
     return form
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from attn_surgery.proxies import is_primitive
-from attn_surgery.traces import Trace, baked_constant
+from attn_surgery.traces import Trace, baked_constant, is_opaque
 
 
 class Kind(Enum):
@@ -149,7 +149,7 @@ def operation(trace: Trace, node: fx.Node) -> Operation:
         return Operation(Kind.CONSTANT)
     module = trace.called_module(node)
     if module is not None:
-        return _of_module(module)
+        return Operation(Kind.OPAQUE) if is_opaque(node) else _of_module(module)
     if node.target is getattr:
         return Operation(Kind.VIEW if node.args[1] in _VALUE_ATTRIBUTES else Kind.QUERY)
     return _of_function(trace, node)

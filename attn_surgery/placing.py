@@ -52,11 +52,6 @@ class Spot:
     """The path of the one module, called once, that takes the value as its first argument."""
 
 
-def block_around(end: fx.Node, addition: fx.Node) -> Call:
-    """Return the innermost call in which both the branch's end and the addition are made."""
-    return next(call for call in owner(addition).lineage() if index(end) >= call.start)
-
-
 def place(flow: Flow, value: fx.Node, into: tuple[fx.Node, ...], block: Call) -> tuple[Call, Spot]:
     """Return the call that holds ``value``, and where in it.
 

@@ -26,8 +26,7 @@ from torch import fx
 from attn_surgery.flow import Flow
 from attn_surgery.forms import MAPS, Form
 from attn_surgery.operations import Kind
-from attn_surgery.placing import block_around
-from attn_surgery.residual import TRANSFORMS, Residual, is_spatial
+from attn_surgery.residual import TRANSFORMS, Residual, block_around, is_spatial
 from attn_surgery.traces import Call, index, owner
 
 _ELEMENTWISE = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,9 +79,7 @@ def _devices() -> list[int]:
 
 def likeness(module: nn.Module) -> object:
     """Return what decides the way through ``module.forward``: equal for modules built alike."""
-    own = [
-        (name, _mark(value)) for name, value in vars(module).items() if name not in _MODULE_STATE
-    ]
+    own = marks(module)
     tensors = [
         (name, tensor is None)
         for named in (module._parameters, module._buffers)
@@ -89,7 +87,15 @@ def likeness(module: nn.Module) -> object:
     ]
     children = [name for name, child in module._modules.items() if child is None]
     below = [(path, type(each)) for path, each in module.named_modules(remove_duplicate=False)]
-    return tuple(own), tuple(tensors), tuple(children), tuple(below)
+    return own, tuple(tensors), tuple(children), tuple(below)
+
+
+def marks(module: nn.Module, usual: Collection[str] = ()) -> tuple[tuple[str, object], ...]:
+    """Return what tells the attributes of a module, but for the usual ones, from another's."""
+    ignored = {*_MODULE_STATE, *usual}
+    return tuple(
+        (name, _mark(value)) for name, value in vars(module).items() if name not in ignored
+    )
 
 
 def _mark(value: Any) -> object:

@@ -7,7 +7,6 @@ sum is one of maps ``(N, C, *spatial)`` (He et al. 2015, arXiv:1512.03385, secti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -15,7 +14,7 @@ from torch import fx
 from attn_surgery.flow import Flow
 from attn_surgery.forms import LAST, MAPS, Form
 from attn_surgery.operations import Kind, function_name
-from attn_surgery.traces import Call, owner
+from attn_surgery.traces import Call, index, owner
 from attn_surgery.views import slices_channels
 
 _LINEAR_STEPS = {
@@ -40,8 +39,6 @@ _LINEAR_STEPS = {
 }
 _NONLINEAR = {Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
 TRANSFORMS = {Kind.CONV, Kind.LINEAR, Kind.MIX, Kind.OPAQUE}
-_GATES = {Kind.CONV, Kind.FILTER, Kind.LINEAR, Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX}
-_LOOKS_AROUND = {Kind.POOL, Kind.REDUCE, Kind.CONV, Kind.FILTER, Kind.MIX, Kind.REARRANGE}
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,17 @@ class Residual:
 
 @dataclass(frozen=True)
 class _Shortcut:
-    fork: fx.Node
+    """The way back from the addition to the fork."""
+
+    steps: tuple[fx.Node, ...]
+    """From the operand S to the fork."""
     convolutions: int
     upsamples: bool
     is_part: bool
+
+    @property
+    def fork(self) -> fx.Node:
+        return self.steps[-1]
 
 
 def residuals(flow: Flow) -> list[Residual]:
@@ -96,6 +100,8 @@ def _read(flow: Flow, addition: fx.Node, shortcut: fx.Node, branch: fx.Node) -> 
     if not any(flow.kind(step) in TRANSFORMS for step in steps):
         return None
     end = branch_end(flow, branch, owner(addition))
+    if _is_condition(flow, addition, found, branch, end):
+        return None
     form = _form_at(flow, end, (branch, shortcut, addition, found.fork))
     refusal = _refusal(flow, found, branch, end, form)
     last = _end_before_permutation(flow, end, owner(addition))
@@ -106,10 +112,11 @@ def _read(flow: Flow, addition: fx.Node, shortcut: fx.Node, branch: fx.Node) -> 
 
 def _find_fork(flow: Flow, shortcut: fx.Node, branch: fx.Node) -> _Shortcut | None:
     """Walk back from S through linear steps to the nearest tensor that F is computed from, too."""
-    node, convolutions, upsamples, is_part = shortcut, 0, False, False
+    steps, convolutions, upsamples, is_part = [shortcut], 0, False, False
     while True:
+        node = steps[-1]
         if node is not branch and flow.depends(branch, node):
-            return _Shortcut(node, convolutions, upsamples, is_part)
+            return _Shortcut(tuple(steps), convolutions, upsamples, is_part)
         kind = flow.kind(node)
         if kind not in _LINEAR_STEPS or len(flow.inputs[node]) != 1:
             return None
@@ -118,7 +125,40 @@ def _find_fork(flow: Flow, shortcut: fx.Node, branch: fx.Node) -> _Shortcut | No
         )
         upsamples |= kind is Kind.UPSAMPLE
         is_part |= kind is Kind.SPLIT or (kind is Kind.SLICE and slices_channels(node))
-        (node,) = flow.inputs[node]
+        steps += flow.inputs[node]
+
+
+def _is_condition(
+    flow: Flow, addition: fx.Node, shortcut: _Shortcut, branch: fx.Node, end: fx.Node
+) -> bool:
+    """Tell whether S is what conditions the block, and no other way from the block's input.
+
+    Such are the vectors (time, class, style) and maps (noise, spectrograms) that every block of a
+    network adds: F depends on them only because earlier blocks added them, too.
+    """
+    if not flow.forms[branch].is_spread and _spreads(flow, shortcut):
+        return True
+    block = block_around(end, addition)
+    entry = next((step for step in shortcut.steps if index(step) < block.start), None)
+    if entry is None:
+        return False
+    entering = {
+        each
+        for step in flow.between(shortcut.fork, branch)
+        if index(step) >= block.start
+        for each in flow.inputs[step]
+        if index(each) < block.start
+    }
+    return entry not in entering and flow.needs_more(branch, shortcut.fork)
+
+
+def _spreads(flow: Flow, shortcut: _Shortcut) -> bool:
+    """Tell whether S is one value per channel, broadcast over space by the addition or before."""
+    if any(flow.forms[step].is_spread for step in shortcut.steps):
+        return True
+    kinds = [flow.kind(step) for step in shortcut.steps[:-1]]
+    is_vector = Kind.LINEAR in kinds and Kind.VIEW not in kinds[: kinds.index(Kind.LINEAR)]
+    return is_vector and flow.forms[shortcut.steps[0]].spatial_dims is None
 
 
 def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
@@ -141,6 +181,11 @@ def _end_before_permutation(flow: Flow, end: fx.Node, adder: Call) -> fx.Node | 
         is_scaled |= flow.kind(node) is not Kind.IDENTITY
         node = before
     return node if is_scaled else None
+
+
+def block_around(end: fx.Node, addition: fx.Node) -> Call:
+    """Return the innermost call in which both the branch's end and the addition are made."""
+    return next(call for call in owner(addition).lineage() if index(end) >= call.start)
 
 
 def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
@@ -184,7 +229,8 @@ def _form_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Form:
     form = flow.form(end)
     for other in others:
         more = flow.form(other)
-        same = more.channels if other is not others[-1] else None
+        # a single channel would be broadcast
+        same = more.channels if other is not others[-1] and more.channels != 1 else None
         form = Form(
             form.layout or more.layout,
             form.channels or same,
@@ -198,6 +244,8 @@ def _refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node, end: fx.Node, for
     steps = list(flow.between(shortcut.fork, branch))
     if shortcut.is_part:
         return "the operands are different parts of one tensor"
+    if form.channels == 1 and (flow.form(shortcut.steps[0]).channels or 1) > 1:
+        return "the branch ends in one channel, which the addition spreads over all"
     if form.layout == LAST:
         return "adds tokens or channels-last maps, not (N, C, *spatial)"
     if _is_partial(flow, end):
@@ -296,55 +344,3 @@ def _lies_between(flow: Flow, convolutions: list[fx.Node], step: fx.Node) -> boo
     return flow.depends(step, convolutions[0]) and any(
         conv is not step and flow.depends(conv, step) for conv in convolutions
     )
-
-
-def gated_products(
-    flow: Flow, residual: Residual
-) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.Node]]:
-    """Yield (map, product, gate, factor) for each map of F that is multiplied by a gate.
-
-    The factor is the map as the product takes it, reshaped perhaps.
-
-    The gate looks around, by pooling or a convolution: ``x * sigmoid(x)`` is an activation. It is
-    computed from the map, or pooled and squashed from what the map is computed from.
-    """
-    for step in flow.between(residual.fork, residual.branch):
-        factors = flow.inputs[step]
-        if flow.kind(step) is not Kind.MUL or len(factors) != 2:
-            continue
-        for factor, gate in (factors, reversed(factors)):
-            source = behind(flow, factor, {Kind.VIEW, Kind.IDENTITY})
-            if source is not gate and _gates(flow, residual.fork, source, gate):
-                yield source, step, gate, factor
-                break
-
-
-def behind(flow: Flow, node: fx.Node, kinds: set[Kind]) -> fx.Node:
-    """Walk back from ``node`` over steps of these kinds."""
-    while flow.kind(node) in kinds and len(flow.inputs[node]) == 1:
-        (node,) = flow.inputs[node]
-    return node
-
-
-def _gates(flow: Flow, fork: fx.Node, source: fx.Node, gate: fx.Node) -> bool:
-    """Tell a gate from an activation (looks nowhere else) and from a norm (only statistics)."""
-    if flow.depends(gate, source):
-        return looks_around(flow, source, gate)
-    squashed = behind(flow, gate, {Kind.VIEW, Kind.IDENTITY, Kind.UPSAMPLE})
-    return flow.kind(squashed) is Kind.SIGMOID and any(
-        flow.kind(step) in (Kind.POOL, Kind.REDUCE) and not flow.depends(source, step)
-        for step in flow.between(fork, squashed)
-    )
-
-
-def looks_around(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
-    """Tell whether ``gate`` is computed from ``source`` by learned weights and other positions."""
-    kinds = {flow.kind(step) for step in flow.between(source, gate)}
-    return not kinds.isdisjoint(_LOOKS_AROUND) and not kinds.isdisjoint(_GATES)
-
-
-def is_attention(flow: Flow, residual: Residual) -> bool:
-    """Tell whether the branch mixes positions, and not all by convolving them."""
-    fork, branch = residual.fork, residual.branch
-    mixes = any(is_mixing(flow, step) for step in flow.between(fork, branch))
-    return mixes and flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))

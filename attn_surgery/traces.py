@@ -83,6 +83,11 @@ def index(node: fx.Node) -> int:
     return node.meta["index"]
 
 
+def is_opaque(node: fx.Node) -> bool:
+    """Tell whether the node calls a module that was to be followed inside, and could not be."""
+    return node.meta.get("is_opaque", False)
+
+
 def baked_constant() -> Tensor:
     """Stand in a graph for a tensor that was made during the trace; never run."""
     raise NotImplementedError

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from attn_surgery.bytecode import is_asserted, place_in_code, signature
+from attn_surgery.convolutions import unusual_convolutions
 from attn_surgery.preserve import Attributes, in_mode
 from attn_surgery.proxies import Value, Watched, is_primitive
 from attn_surgery.traces import Call, Trace, baked_constant
@@ -47,6 +48,7 @@ class _Tracer(fx.Tracer):
         self.constants = False
         self.before: dict[nn.Module, Attributes] = {}
         self.attribute_proxies: dict[int, fx.Proxy] = {}
+        self.unusual: set[nn.Module] = set()
 
     # what the root is called with
 
@@ -87,7 +89,9 @@ class _Tracer(fx.Tracer):
     # calls
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self.inline or is_primitive(m) or isinstance(m, torch.jit.ScriptModule)
+        if not self.inline or isinstance(m, torch.jit.ScriptModule):
+            return True
+        return is_primitive(m) and m not in self.unusual
 
     def call_module(
         self,
@@ -105,6 +109,9 @@ class _Tracer(fx.Tracer):
                 # what cannot be followed stays one opaque step, so that its parent can be
                 self.opaque.append(_one_line(error))
                 self._forget_after(mark)
+                result = self.create_proxy("call_module", path, args, kwargs)
+                result.node.meta["is_opaque"] = True
+                return result
         return self.create_proxy("call_module", path, args, kwargs)
 
     def direct_forward(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -269,6 +276,8 @@ def _run(tracer: _Tracer, training: bool) -> Trace | str:
 def _prepared(tracer: _Tracer, training: bool) -> Iterator[None]:
     root = tracer.root_call.module
     modules = list(root.modules())
+    if tracer.inline:
+        tracer.unusual = unusual_convolutions(modules)
     with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer):
         warnings.simplefilter("ignore")
         with _recorded_factories(tracer):

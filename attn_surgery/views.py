@@ -143,7 +143,7 @@ def _permute(step: Step) -> Form:
     is_plain = all(isinstance(dim, int) for dim in order)
     if form.is_spread or form.stacked is not None or not is_plain:
         return UNKNOWN
-    order = tuple(dim % count for dim in order)
+    order = tuple(int(dim) % count for dim in order)  # pyright: ignore[reportArgumentType]
     if order == (0, *range(2, count), 1) and form.layout != LAST:
         return Form(LAST, form.channels, count - 2)
     if order == (0, count - 1, *range(1, count - 1)) and form.layout != MAPS:
@@ -153,8 +153,8 @@ def _permute(step: Step) -> Form:
 
 def _transpose(step: Step) -> Form:
     form = step.form
-    dims = {*step.listed(), *step.node.kwargs.values()}
-    if dims not in ({1, 2}, {1, -1}, {-2, -1}) or form.spatial_dims not in (None, 1):
+    dims = set(map(repr, (*step.listed(), *step.node.kwargs.values())))
+    if dims not in ({"1", "2"}, {"1", "-1"}, {"-2", "-1"}) or form.spatial_dims not in (None, 1):
         return UNKNOWN
     if form.stacked is not None:
         return UNKNOWN
