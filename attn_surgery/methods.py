@@ -64,7 +64,8 @@ class Forwards:
     """The forwards that are rewritten; blocks that are built alike share one."""
 
     def __init__(self) -> None:
-        self._originals: dict[object, Original | UnfaithfulError] = {}
+        self._originals: dict[object, Original | str] = {}
+        """Or why it cannot be rewritten: the error itself would hold the frames, and the host."""
         self._rewritten: dict[object, Rewritten] = {}
 
     def original(self, block: nn.Module) -> Original:
@@ -79,10 +80,10 @@ class Forwards:
                 with as_host(block):
                     self._originals[alike] = original(block)
             except UnfaithfulError as error:
-                self._originals[alike] = error
+                self._originals[alike] = str(error)
         known = self._originals[alike]
-        if isinstance(known, UnfaithfulError):
-            raise known
+        if isinstance(known, str):
+            raise UnfaithfulError(known)
         return known
 
     def rewritten(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:

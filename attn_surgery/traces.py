@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 from torch import Tensor, fx, nn
 
@@ -75,7 +76,18 @@ def called_path(node: fx.Node) -> str | None:
 
 def owner(node: fx.Node) -> Call:
     """Return the call in whose own ``forward`` the node was made."""
-    return node.meta["call"]
+    call = node.meta["call"]()
+    assert call is not None  # its trace holds it
+    return call
+
+
+def note_owner(node: fx.Node, call: Call) -> None:
+    """Let the node know its call, and not keep it.
+
+    Nodes and their graph stand in a cycle: what they keep, the model among it, would wait for the
+    garbage collector.
+    """
+    node.meta["call"] = ref(call)
 
 
 def index(node: fx.Node) -> int:

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import get_testing_overrides, is_tensor_method_or_property
 from torch.utils._pytree import tree_leaves
 
 from attn_surgery.bytecode import is_asserted, place_in_code, signature
 from attn_surgery.convolutions import unusual_convolutions
 from attn_surgery.preserve import Attributes, in_mode
 from attn_surgery.proxies import Value, Watched, is_primitive
-from attn_surgery.traces import Call, Trace, baked_constant
+from attn_surgery.traces import Call, Trace, baked_constant, note_owner
 
 MAX_PATHS = 8
 """How many ways through the branches of one ``forward`` are explored."""
@@ -153,7 +154,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["call"] = self.stack[-1]
+        note_owner(node, self.stack[-1])
         node.meta["index"] = self.made
         self.made += 1
         if not self.inline:
@@ -237,13 +238,16 @@ def trace(
             break
         answers = pending.pop(0)
         tracer = _Tracer(module, inline, defaults, answers)
-        result = _run(tracer, training)
+        try:
+            result, given = _run(tracer, training), tracer.answers
+        finally:
+            vars(tracer).clear()  # it stands in cycles of fx's, and the module would with it
         if isinstance(result, Trace):
             traces.append(result)
         else:
             failure = failure or result
-        flips = range(len(answers), len(tracer.answers))
-        pending += [(*tracer.answers[:i], not tracer.answers[i]) for i in flips]
+        flips = range(len(answers), len(given))
+        pending += [(*given[:i], not given[i]) for i in flips]
     return sorted(traces, key=lambda found: len(found.opaque)), failure
 
 
@@ -287,6 +291,9 @@ def _prepared(tracer: _Tracer, training: bool) -> Iterator[None]:
 @contextmanager
 def _recorded_factories(tracer: _Tracer) -> Iterator[None]:
     """Let torch's factories take traced sizes, which their parsers would refuse."""
+    # these note all of torch's functions when first asked, for good: not what stands there now
+    get_testing_overrides()
+    is_tensor_method_or_property(torch.add)
     originals = {name: getattr(torch, name) for name in _FACTORIES}
 
     def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
