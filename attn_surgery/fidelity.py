@@ -23,6 +23,7 @@ from torch.fx import _symbolic_trace
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.bytecode import Code, adds, read
+from attn_surgery.entry import entry
 
 _PURE_BUILTINS = frozenset(
     "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "
@@ -78,7 +79,7 @@ def inspect_forward(block: nn.Module) -> Fidelity:
     found = Fidelity()
     _check_signature(block, found)
     seen: set[types.CodeType] = set()
-    pending = list(_functions(block.forward))
+    pending = list(_functions(entry(block)))
     while pending:
         function = pending.pop()
         if function.__code__ in seen:
@@ -100,7 +101,7 @@ def watched_attributes(block: nn.Module) -> frozenset[str]:
 
 
 def _check_signature(block: nn.Module, found: Fidelity) -> None:
-    for parameter in inspect.signature(block.forward).parameters.values():
+    for parameter in inspect.signature(entry(block)).parameters.values():
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             found.obstacles.append(f"the argument {parameter} is not plainly positional")
         default = parameter.default
@@ -264,7 +265,7 @@ def _is_plain(value: Any) -> bool:
 
 def spells_addition(module: nn.Module) -> bool:
     """Tell whether the module's own forward adds anywhere, on any way through it."""
-    return any(adds(function) for function in _functions(module.forward))
+    return any(adds(function) for function in _functions(entry(module)))
 
 
 def describe(obstacles: list[str]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
 
+from attn_surgery.entry import has_entry, is_only_optional, ways
 from attn_surgery.existing import (
     Held,
     block_of,
@@ -27,7 +29,7 @@ from attn_surgery.positions import OUTPUT, target
 from attn_surgery.preserve import likeness
 from attn_surgery.proxies import is_primitive
 from attn_surgery.residual import Residual, block_around, residuals
-from attn_surgery.traces import Call, Trace, index, owner
+from attn_surgery.traces import Call, index, owner
 from attn_surgery.tracing import trace
 
 
@@ -84,48 +86,81 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
         if alike in failures:
             result.untraced[path] = failures[alike]
             continue
-        traces, failure = trace(module, inline=True)
-        if failure and not traces:
-            result.untraced[path] = failures[alike] = failure
-        for each in (*traces, *_other_paths(traces, fruitless)):
-            seen.update(call.module for call in each.calls)
-            for finding in _findings(each, paths, position, replacing=replacing):
-                key = (finding.block, finding.spot)
-                if key not in found or found[key].refusal:
-                    found[key] = finding
+        followed = _followed(module)
+        if not followed.flows:
+            result.untraced[path] = failures[alike] = followed.failure
+        seen |= followed.modules
+        flows = (*followed.flows, *_other_paths(followed.flows, fruitless))
+        for finding in itertools.chain.from_iterable(
+            _findings(each, paths, position, replacing=replacing) for each in flows
+        ):
+            key = (finding.block, finding.spot)
+            if key not in found or found[key].refusal:
+                found[key] = finding
     result.findings = list(found.values())
     result.followed = {paths[module] for module in seen}
     return result
 
 
+@dataclass
+class _Followed:
+    """What came of following a module's forward."""
+
+    flows: list[Flow] = field(default_factory=list)
+    modules: set[nn.Module] = field(default_factory=set)
+    """Those that were followed on what they are called with; the others are yet to be seen."""
+    failure: str = ""
+
+
+def _followed(module: nn.Module) -> _Followed:
+    """Follow the forward for every choice of arguments that may lead to more of its modules."""
+    result, hope = _Followed(), is_only_optional(module)
+    for way in ways(module):
+        traces, failure = trace(module, inline=True, passed=way)
+        result.failure = result.failure or failure
+        for each in traces:
+            flow = Flow(each)
+            lost = flow.calls_from_nowhere
+            result.flows.append(flow)
+            result.modules |= {call.module for call in each.calls if call not in lost}
+            hope |= bool(lost)
+        if result.flows and not (hope and _is_left(module, result.modules)):
+            break
+    return result
+
+
+def _is_left(module: nn.Module, seen: set[nn.Module]) -> bool:
+    return any(each not in seen and _can_be_traced(each) for each in module.modules())
+
+
 def _can_be_traced(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule) or is_primitive(module):
         return False
-    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
+    return has_entry(module)
 
 
-def _other_paths(traces: list[Trace], fruitless: set[object]) -> Iterator[Trace]:
+def _other_paths(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
     """Trace on its own, along every way, each adding module that branched on a traced value."""
-    for module in dict.fromkeys(module for each in traces for module in each.branched):
+    for module in dict.fromkeys(module for each in flows for module in each.trace.branched):
         alike = likeness(module)
         if alike in fruitless or not spells_addition(module):
             continue
-        others = trace(module, inline=True, every_path=True)[0]
+        way = next(ways(module))
+        others = [Flow(each) for each in trace(module, inline=True, passed=way, every_path=True)[0]]
         if any(_holds_block(each) for each in others):
             yield from others
         else:
             fruitless.add(alike)
 
 
-def _holds_block(traced: Trace) -> bool:
-    return any(not residual.refusal for residual in residuals(Flow(traced)))
+def _holds_block(flow: Flow) -> bool:
+    return any(not residual.refusal for residual in residuals(flow))
 
 
 def _findings(
-    traced: Trace, paths: dict[nn.Module, str], position: str, *, replacing: bool
+    flow: Flow, paths: dict[nn.Module, str], position: str, *, replacing: bool
 ) -> list[Finding]:
     """Return the places for attention, in forward order."""
-    flow = Flow(traced)
     if position == OUTPUT:
         return list(_outputs(flow, paths))
     found = residuals(flow)

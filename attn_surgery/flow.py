@@ -133,6 +133,17 @@ class Flow:
         return counts
 
     @cached_property
+    def calls_from_nowhere(self) -> set[Call]:
+        """The calls that work on what a step made of None or nothing: what they do is not known."""
+        tainted: set[fx.Node] = set()
+        calls: set[Call] = set()
+        for node in self.nodes:
+            if _is_from_nowhere(node) or not tainted.isdisjoint(node.all_input_nodes):
+                tainted.add(node)
+                calls.update(owner(node).lineage())
+        return calls
+
+    @cached_property
     def value_users(self) -> dict[fx.Node, list[fx.Node]]:
         """The nodes into which each node carries its value."""
         users: dict[fx.Node, list[fx.Node]] = {node: [] for node in self.inputs}
@@ -171,3 +182,12 @@ class Flow:
             if isinstance(module, _NormBase) and not known.layout:
                 known = Form(MAPS, module.num_features, norm_dims(module))
         return known
+
+
+def _is_from_nowhere(node: fx.Node) -> bool:
+    """Tell whether the step is given None for a tensor, or no tensor at all."""
+    if not node.op.startswith("call_"):
+        return False
+    if node.args[:1] == (None,) or node.kwargs.get("input", node) is None:
+        return True
+    return node.op == "call_module" and not node.all_input_nodes

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.bytecode import steps_from
+from attn_surgery.entry import entry_name
 
 
 class Value(fx.Proxy):
@@ -102,6 +103,8 @@ def is_primitive(module: nn.Module) -> bool:
 
     A convolution that only prepares its weight or its padding is still a convolution.
     """
+    if entry_name(type(module)) != "forward":
+        return False
     forward = vars(module).get("forward")
     if forward is not None and not (isinstance(forward, Watched) and not forward.patched):
         return False

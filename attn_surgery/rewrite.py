@@ -88,7 +88,7 @@ def original(module: nn.Module) -> Original:
 
 
 def _faithful_trace(module: nn.Module, training: bool) -> Trace:
-    traces, failure = trace(module, training=training, defaults=False)
+    traces, failure = trace(module, training=training)
     if not traces:
         raise UnfaithfulError(f"forward cannot be traced: {failure}")
     found = traces[0]
@@ -96,6 +96,8 @@ def _faithful_trace(module: nn.Module, training: bool) -> Trace:
         raise UnfaithfulError("asks its input for a truth or a number")
     if found.wrote:
         raise UnfaithfulError("writes on the module")
+    if found.reentered:
+        raise UnfaithfulError("its __call__ goes on to its forward, by hooks perhaps")
     if found.constants:
         raise UnfaithfulError("makes a tensor that a trace would freeze")
     return found

@@ -44,6 +44,8 @@ class Trace:
     """The modules whose forward asked a traced value for its truth, or for a number."""
     wrote: bool = False
     """Whether forward wrote on a module."""
+    reentered: bool = False
+    """Whether a ``__call__`` of the root's own went on to its forward, hooks and all."""
     constants: bool = False
     """Whether a tensor that forward made without looking at its input is baked in."""
 

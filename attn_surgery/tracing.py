@@ -7,206 +7,26 @@ host as it was: modes, attributes and random states are put back.
 from __future__ import annotations
 
 import functools
-import inspect
-import math
-import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.overrides import get_testing_overrides, is_tensor_method_or_property
 from torch.utils._pytree import tree_leaves
 
-from attn_surgery.bytecode import is_asserted, place_in_code, signature
+from attn_surgery.bytecode import signature
 from attn_surgery.convolutions import unusual_convolutions
+from attn_surgery.entry import entry, entry_name
 from attn_surgery.preserve import Attributes, in_mode
-from attn_surgery.proxies import Value, Watched, is_primitive
-from attn_surgery.traces import Call, Trace, baked_constant, note_owner
+from attn_surgery.proxies import Watched
+from attn_surgery.tracer import Tracer, known_type, one_line
+from attn_surgery.traces import Trace
 
 MAX_PATHS = 8
 """How many ways through the branches of one ``forward`` are explored."""
-
-
-class _Tracer(fx.Tracer):
-    """Follows one way through ``forward``, taking each branch as ``answers`` says."""
-
-    def __init__(self, root: nn.Module, inline: bool, defaults: bool, answers: tuple[bool, ...]):
-        super().__init__(autowrap_modules=(math,))
-        self.root_call = Call(root, "")
-        self.stack = [self.root_call]
-        self.calls: list[Call] = []
-        self.opaque: list[str] = []
-        self.inline = inline
-        self.defaults = defaults
-        self.answers = list(answers)
-        self.asked = 0
-        self.made = 0
-        self.branched: list[nn.Module] = []
-        self.constants = False
-        self.before: dict[nn.Module, Attributes] = {}
-        self.attribute_proxies: dict[int, fx.Proxy] = {}
-        self.unusual: set[nn.Module] = set()
-
-    # what the root is called with
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        bound = self.root_call.module.forward
-        parameters = list(signature(bound).parameters.values())
-        if parameters and all(each.default is not each.empty for each in parameters):
-            # something has to go in: models whose every argument is optional still take a tensor
-            parameters[0] = parameters[0].replace(default=inspect.Parameter.empty)
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for parameter in parameters:
-            if parameter.kind is parameter.VAR_KEYWORD:
-                continue
-            if parameter.kind is parameter.VAR_POSITIONAL and len(parameters) > 1:
-                continue
-            value = self._argument(parameter)
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                kwargs[parameter.name] = value
-            else:
-                args.append(value)
-
-        def forward(*values: Any) -> Any:
-            return bound(*values, **kwargs)
-
-        return forward, args
-
-    def _argument(self, parameter: inspect.Parameter) -> Any:
-        has_default = parameter.default is not parameter.empty
-        if has_default and self.defaults:
-            return parameter.default
-        default = (parameter.default,) if has_default else ()
-        annotation = _known_type(parameter.annotation)
-        return self.create_proxy("placeholder", parameter.name, default, {}, type_expr=annotation)
-
-    # calls
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if not self.inline or isinstance(m, torch.jit.ScriptModule):
-            return True
-        return is_primitive(m) and m not in self.unusual
-
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        path = self.path_of_module(m)
-        if not self.is_leaf_module(m, path):
-            mark = len(self.graph.nodes)
-            try:
-                return self._follow(Call(m, path, self.stack[-1], self.made), args, kwargs)
-            except Exception as error:
-                # what cannot be followed stays one opaque step, so that its parent can be
-                self.opaque.append(_one_line(error))
-                self._forget_after(mark)
-                result = self.create_proxy("call_module", path, args, kwargs)
-                result.node.meta["is_opaque"] = True
-                return result
-        return self.create_proxy("call_module", path, args, kwargs)
-
-    def direct_forward(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Record ``child.forward(...)``: the child without its hooks."""
-        path = self.path_of_module(m)
-        if not self.is_leaf_module(m, path):
-            return self.call_module(m, m.forward, args, kwargs)
-        child = self.create_proxy("get_attr", path, (), {})
-        return self.create_proxy("call_method", "forward", (child, *args), kwargs)
-
-    def _follow(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = call.module
-        self.before.setdefault(module, Attributes(module))
-        watched = vars(module).get("forward")
-        forward = watched.original if isinstance(watched, Watched) else module.forward
-        self.stack.append(call)
-        try:
-            # not __call__: the user's hooks must not see traced values
-            result = forward(*args, **kwargs)
-        finally:
-            self.stack.pop()
-        if isinstance(result, fx.Proxy):
-            call.node = result.node
-        self.calls.append(call)
-        return result
-
-    def _forget_after(self, mark: int) -> None:
-        gone = list(self.graph.nodes)[mark:]
-        for node in reversed(gone):
-            self.graph.erase_node(node)
-        self.calls = [call for call in self.calls if call.node not in gone]
-        kept = self.attribute_proxies.items()
-        self.attribute_proxies = {key: proxy for key, proxy in kept if proxy.node not in gone}
-
-    # nodes
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return Value(node, self)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        note_owner(node, self.stack[-1])
-        node.meta["index"] = self.made
-        self.made += 1
-        if not self.inline:
-            node.meta["place"] = place_in_code(_run.__code__)
-        return node
-
-    def create_proxy(
-        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any
-    ) -> Any:
-        if self.inline and kind == "call_function" and _is_users_function(target):
-            # torch.fx.wrap keeps a function whole; the analysis has to see inside
-            result = target(*args, **kwargs)
-            if isinstance(result, fx.Proxy):
-                return result
-        return super().create_proxy(kind, target, args, kwargs, *more, **options)
-
-    def create_arg(self, a: Any) -> Any:
-        if not isinstance(a, Tensor):
-            return super().create_arg(a)
-        named = self.getattr("", a, {})
-        if isinstance(named, fx.Proxy):
-            return named.node
-        self.constants = True
-        return self.create_node("call_function", baked_constant, (), {})
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        key = id(attr_val)
-        if key not in self.attribute_proxies:
-            if not isinstance(attr_val, Tensor) or key not in self._tensor_names:
-                return attr_val
-            name = self._tensor_names[key]
-            self.attribute_proxies[key] = self.create_proxy("get_attr", name, (), {})
-        return self.attribute_proxies[key]
-
-    @functools.cached_property
-    def _tensor_names(self) -> dict[int, str]:
-        names = {id(tensor): name for tensor, name in self.tensor_attrs.items()}
-        root = self.root_call.module
-        for name, tensor in (*root.named_buffers(), *root.named_parameters()):
-            names.setdefault(id(tensor), name)
-        return names
-
-    # branches
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        self.branched.append(self.stack[-1].module)
-        if is_asserted(sys._getframe(2)):
-            return True
-        if self.asked == len(self.answers):
-            self.answers.append(False)
-        self.asked += 1
-        return self.answers[self.asked - 1]
 
 
 def trace(
@@ -214,7 +34,7 @@ def trace(
     *,
     training: bool = False,
     inline: bool = False,
-    defaults: bool = True,
+    passed: frozenset[str] | None = None,
     every_path: bool = False,
 ) -> tuple[list[Trace], str]:
     """Trace ``module.forward``, trying at most ``MAX_PATHS`` ways through its branches.
@@ -223,7 +43,8 @@ def trace(
         module: Whose own forward is followed.
         training: What ``self.training`` is during the trace, in every module.
         inline: Whether children are followed down to torch's own modules, or kept whole.
-        defaults: Whether optional arguments take their defaults, or are traced values as well.
+        passed: The arguments that are traced values, the others taking their defaults; None for
+            all.
         every_path: Whether to go on after the first way that could be followed to its end.
 
     Returns:
@@ -237,7 +58,7 @@ def trace(
         if not pending or (traces and not every_path):
             break
         answers = pending.pop(0)
-        tracer = _Tracer(module, inline, defaults, answers)
+        tracer = Tracer(module, inline, passed, answers)
         try:
             result, given = _run(tracer, training), tracer.answers
         finally:
@@ -251,19 +72,19 @@ def trace(
     return sorted(traces, key=lambda found: len(found.opaque)), failure
 
 
-def _run(tracer: _Tracer, training: bool) -> Trace | str:
-    root = tracer.root_call.module
+def _run(tracer: Tracer, training: bool) -> Trace | str:
+    root, tracer.outermost = tracer.root_call.module, _run.__code__
     with _prepared(tracer, training):
         tracer.before[root] = Attributes(root)
         try:
             graph = tracer.trace(root)
         except Exception as error:
-            graph = _one_line(error)
+            graph = one_line(error)
         wrote = [before.restore() for before in tracer.before.values()]
     if isinstance(graph, str):
         return graph
     output = graph.output_node()
-    output.type = _known_type(signature(root.forward).return_annotation)
+    output.type = known_type(signature(entry(root)).return_annotation)
     tracer.root_call.node = output.args[0] if isinstance(output.args[0], fx.Node) else None
     return Trace(
         root=tracer.root_call,
@@ -273,11 +94,12 @@ def _run(tracer: _Tracer, training: bool) -> Trace | str:
         branched=tracer.branched,
         wrote=any(wrote),
         constants=tracer.constants,
+        reentered=tracer.reentered,
     )
 
 
 @contextmanager
-def _prepared(tracer: _Tracer, training: bool) -> Iterator[None]:
+def _prepared(tracer: Tracer, training: bool) -> Iterator[None]:
     root = tracer.root_call.module
     modules = list(root.modules())
     if tracer.inline:
@@ -289,7 +111,7 @@ def _prepared(tracer: _Tracer, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded_factories(tracer: _Tracer) -> Iterator[None]:
+def _recorded_factories(tracer: Tracer) -> Iterator[None]:
     """Let torch's factories take traced sizes, which their parsers would refuse."""
     # these note all of torch's functions when first asked, for good: not what stands there now
     get_testing_overrides()
@@ -321,35 +143,43 @@ _FACTORIES = (
 
 
 @contextmanager
-def _watching(tracer: _Tracer) -> Iterator[None]:
-    """Let the tracer see every ``child.forward(...)`` below its root."""
+def _watching(tracer: Tracer) -> Iterator[None]:
+    """Let the tracer see every ``child.forward(...)`` below its root, and calls past torch's."""
     below = list(tracer.root_call.module.modules())[1:]
     children = [child for child in below if not isinstance(child, torch.jit.ScriptModule)]
     patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
+    callers = {_caller(type(child)) for child in (tracer.root_call.module, *children)} - {None}
+    calls = {cls: vars(cls)["__call__"] for cls in callers if cls is not None}
     try:
         for child in children:
             vars(child)["forward"] = Watched(tracer, child)
+        for cls, call in calls.items():
+            cls.__call__ = _told(tracer, call)
         yield
     finally:
+        for cls, call in calls.items():
+            cls.__call__ = call
         for child in children:
             vars(child).pop("forward", None)
         for child, forward in patched.items():
             vars(child)["forward"] = forward
 
 
-def _known_type(annotation: Any) -> Any:
-    return (
-        None if annotation is inspect.Parameter.empty or isinstance(annotation, str) else annotation
-    )
+def _caller(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """Return the class that defines a ``__call__`` of its own for ``cls``, if any does."""
+    if entry_name(cls) == "forward":
+        return None
+    return next(each for each in cls.__mro__ if "__call__" in vars(each))
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _told(tracer: Tracer, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the tracer know of each call of a module through a ``__call__`` of its own."""
 
+    @functools.wraps(call)
+    def told(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        own = functools.partial(call, module)
+        if tracer.stack[-1].module is module:
+            return own(*args, **kwargs)
+        return tracer.call_module(module, own, args, kwargs)
 
-def _is_users_function(target: Any) -> bool:
-    home = getattr(target, "__module__", None) or ""
-    return isinstance(target, types.FunctionType) and home.partition(".")[0] not in (
-        "torch",
-        "attn_surgery",
-    )
+    return told
