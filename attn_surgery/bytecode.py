@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from attn_surgery.errors import EXHAUSTED
+
 _BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
 _ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
 _ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
@@ -125,7 +127,9 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of ``function``, annotations evaluated where they can be."""
     try:
         return inspect.signature(function, eval_str=True)
-    except Exception:
+    except EXHAUSTED:
+        raise
+    except Exception:  # whatever names and expressions the annotations hold
         return inspect.signature(function)
 
 

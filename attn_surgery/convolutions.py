@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.counting import meta_copy
+from attn_surgery.errors import EXHAUSTED
 from attn_surgery.preserve import marks
 
 _known: WeakKeyDictionary[type[nn.Module], dict[object, bool]] = WeakKeyDictionary()
@@ -50,7 +51,7 @@ def _maps_as_a_convolution(conv: _ConvNd) -> bool:
     try:
         with torch.no_grad():
             result = copied.forward(given.to(copied.weight.dtype))
-    except (MemoryError, RecursionError):
+    except EXHAUSTED:
         raise
     except Exception:
         return False

@@ -57,8 +57,7 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 def _converted(
     tensor: torch.Tensor, convert: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    with torch.no_grad():
-        copied = convert(tensor)
+    copied = convert(tensor.detach())
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(copied, requires_grad=tensor.requires_grad)
     return copied

@@ -1,4 +1,4 @@
-"""What a decision does to each module of the host: prepared first, then done to all, or to none."""
+"""What a decision does to each module of the host: prepared for all first, then done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attn_surgery.former import Former, former_at, former_in_slot, stand_for, ta
 from attn_surgery.graph_module import graph_with_attention, is_graph_module, set_graph
 from attn_surgery.inserting import Insertion, UnfaithfulError
 from attn_surgery.methods import free_name
-from attn_surgery.operated import Surgery, change_class, operated_class, set_class, surgery_of
+from attn_surgery.operated import Surgery, change_class, operated_class, surgery_of
 from attn_surgery.origin import Origin, remember
 from attn_surgery.planning import Cut, Decision, build_at
 
@@ -32,11 +32,6 @@ class Edit:
     graph: fx.Graph | None = None
     former: Former | None = None
     """What the module loses, an old attention's children."""
-
-    def changed(self) -> list[nn.Module]:
-        """Return every module that will be changed."""
-        inside = [] if self.former is None else [path for path in self.former.order if path]
-        return [self.module, *map(self.module.get_submodule, inside)]
 
 
 def edits(decision: Decision, init: str, step: int) -> list[Edit]:
@@ -64,7 +59,8 @@ def _built(cut: Cut, init: str) -> nn.Module:
     tensors = (*cut.holder.parameters(), *block.parameters(), *block.buffers())
     like = next((each for each in tensors if each.is_floating_point()), torch.empty(0))
     # elsewhere than on the meta device, the CPU's draws are the same for every host
-    with like.device if like.is_meta else nullcontext():
+    place = like.device if like.is_meta else nullcontext()
+    with place, nullcontext():  # an interrupt at the end would pass by the last of them
         attention = build_at(cut, init)
     return attention.to(device=like.device, dtype=like.dtype).train(block.training)
 
@@ -110,29 +106,8 @@ def _holds(module: nn.Module, path: str) -> bool:
     return name in module.get_submodule(parent)._modules
 
 
-def commit(wanted: list[Edit]) -> None:
-    """Change every module, or, where anything goes wrong, none."""
-    before = [
-        (module, type(module), dict(vars(module)), dict(module._modules))
-        for edit in wanted
-        for module in edit.changed()
-    ]
-    try:
-        for edit in wanted:
-            _carry_out(edit)
-    except BaseException:
-        for module, cls, attributes, children in before:
-            set_class(module, cls)
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._modules.clear()
-            module._modules.update(children)
-            if is_graph_module(module):
-                module.recompile()
-        raise
-
-
-def _carry_out(edit: Edit) -> None:
+def carry_out(edit: Edit) -> None:
+    """Change the module."""
     module = edit.module
     for name, attention in edit.attentions.items():
         if name in module._modules:  # a slot: the order of the children stays

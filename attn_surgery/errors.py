@@ -17,6 +17,10 @@ class SurgeryError(ValueError):
     """
 
 
+EXHAUSTED = (MemoryError, RecursionError)
+"""Out of memory, or of stack: nothing that could be said of the code which ran into it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the known word closest to ``name``, else ``""``.
 

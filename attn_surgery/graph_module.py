@@ -45,11 +45,11 @@ def set_graph(module: fx.GraphModule, graph: fx.Graph, attentions: list[str]) ->
 
 def give_graph_back(module: fx.GraphModule) -> None:
     """Take the attention out of the module's graph and out of its children."""
-    attentions = graph_attentions(module)
-    for node in list(module.graph.nodes):
+    attentions, graph = graph_attentions(module), copy.deepcopy(module.graph)
+    for node in list(graph.nodes):
         if node.op == "call_module" and node.target in attentions:
             _bypass(node)
-    module.recompile()
+    module.graph = graph
     for name in attentions:
         del module._modules[name]
 

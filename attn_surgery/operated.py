@@ -259,7 +259,7 @@ def _renewing(setter: str) -> Any:
         if before is not None:
             try:
                 renew(self, done)
-            except SurgeryError:
+            except BaseException:
                 before.restore()
                 raise
 

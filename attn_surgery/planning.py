@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from attn_surgery.attention import build
-from attn_surgery.checks import check_host
 from attn_surgery.choosing import Candidate
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
@@ -58,14 +57,12 @@ class _Draft:
     method: Method
 
 
-def decide(model: object, request: Request) -> Decision:
+def decide(model: nn.Module, request: Request) -> Decision:
     """Find the sites of ``model`` and decide what to do at each.
 
     Raises:
-        SurgeryError: The host cannot be operated on, or the request cannot be met as it stands.
+        SurgeryError: The request cannot be met as it stands.
     """
-    check_host(model)
-    assert isinstance(model, nn.Module)
     request.check()
     with undisturbed_randomness():
         found = survey(model, request.position, replacing=request.existing == "replace")
@@ -154,7 +151,7 @@ def _check_attentions(cuts: list[Cut]) -> None:
         for cut in cuts
         if isinstance(cut.chosen.attention, str)
     }
-    with undisturbed_randomness(), torch.device("meta"):
+    with torch.device("meta"), undisturbed_randomness():
         for cut in kinds.values():
             build_at(cut, "paper")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,11 +42,24 @@ class Attributes:
 def _same_items(a: Any, b: Any) -> bool:
     if len(a) != len(b):
         return False
-    if isinstance(a, dict):
-        return all(name in b and value is b[name] for name, value in a.items())
+    if isinstance(a, dict):  # the order of its names is the order of children
+        return _same_items(list(a), list(b)) and _same_items(list(a.values()), list(b.values()))
     if isinstance(a, set):
         return a == b
     return all(x is y for x, y in zip(a, b, strict=True))
+
+
+@contextmanager
+def put_back_afterwards(put_back: Callable[[], object]) -> Iterator[None]:
+    """Call ``put_back`` afterwards, and again where an interrupt kept it from its work."""
+    try:
+        try:
+            yield
+        finally:
+            put_back()
+    except BaseException:
+        put_back()
+        raise
 
 
 @contextmanager
@@ -66,11 +79,8 @@ def in_mode(modules: list[nn.Module], training: bool) -> Iterator[None]:
 def undisturbed_randomness() -> Iterator[None]:
     """Put the random states of torch and Python back afterwards."""
     state = random.getstate()
-    try:
-        with torch.random.fork_rng(_devices()):
-            yield
-    finally:
-        random.setstate(state)
+    with put_back_afterwards(lambda: random.setstate(state)), torch.random.fork_rng(_devices()):
+        yield
 
 
 def _devices() -> list[int]:

@@ -28,6 +28,7 @@ from attn_surgery.former import succession
 from attn_surgery.origin import origin_of, surgeries
 from attn_surgery.sites import Plan
 from attn_surgery.surgery import inserted, remove, repeat
+from attn_surgery.transaction import all_or_nothing
 
 FORMAT = "attn_surgery 1"
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -153,12 +154,14 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     check_same(f"{path} does not hold what its surgery needs", forms(tensors), expected)
     digests = {key: digest(state[key]) for key in content.host_digests}
     _check_weights(path, digests, content.host_digests)
-    before = {key: value.clone() for key, value in state.items() if key in tensors}
-    try:
-        _operated(model, content).load_state_dict(tensors, strict=False)
-    except BaseException:
-        remove(model).load_state_dict(before, strict=False)
-        raise
+    overwritten = [state[key] for key in tensors if key in state]
+    return all_or_nothing(model, lambda: _filled(model, content, tensors), overwritten)
+
+
+def _filled(model: nn.Module, content: _Content, tensors: Mapping[str, Tensor]) -> nn.Module:
+    left = _operated(model, content).load_state_dict(tensors, strict=False).unexpected_keys
+    if left:
+        raise SurgeryError(f"the host has no place for {left[0]!r}: its surgery was another one")
     return model
 
 

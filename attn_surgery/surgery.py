@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from attn_surgery.attention.gate import INITS
-from attn_surgery.editing import commit, edits
+from attn_surgery.checks import check_host
+from attn_surgery.editing import carry_out, edits
 from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.former import Former, former_of, put_back, slots
 from attn_surgery.graph_module import give_graph_back, graph_attentions, is_graph_module
@@ -17,6 +18,7 @@ from attn_surgery.planning import Decision, decide
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.request import Attention, Request, Where
 from attn_surgery.sites import Plan
+from attn_surgery.transaction import all_or_nothing
 
 
 def plan(
@@ -61,7 +63,9 @@ def plan(
         ...
     """
     asked = {"position": position, "existing": existing, "options": options}
-    return decide(model, Request.of(attention, where, **asked)).plan
+    request = Request.of(attention, where, **asked)
+    check_host(model)
+    return all_or_nothing(model, lambda: decide(model, request).plan)
 
 
 def apply(
@@ -108,12 +112,18 @@ def apply(
 
 def _carried_out(model: nn.Module, request: Request, init: str) -> nn.Module:
     check_choice("init", init, INITS)
+    check_host(model)
+    return all_or_nothing(model, lambda: _operated(model, request, init))
+
+
+def _operated(model: nn.Module, request: Request, init: str) -> nn.Module:
     decision = decide(model, request)
     if not decision.cuts:
         raise SurgeryError(_why_nothing(model, decision))
     with undisturbed_randomness():
         wanted = edits(decision, init, next_step(inserted(model).values()))
-    commit(wanted)
+    for edit in wanted:
+        carry_out(edit)
     return model
 
 
@@ -143,6 +153,10 @@ def remove(model: nn.Module) -> nn.Module:
         >>> list(attn_surgery.remove(attn_surgery.apply(host)).state_dict()) == keys
         True
     """
+    return all_or_nothing(model, lambda: _restored(model))
+
+
+def _restored(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         while names := slots(module):
             for name in names:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from attn_surgery.bytecode import is_asserted, place_in_code
 from attn_surgery.entry import entry, entry_name, parameters_of
+from attn_surgery.errors import EXHAUSTED
 from attn_surgery.preserve import Attributes
 from attn_surgery.proxies import Value, Watched, is_primitive
 from attn_surgery.traces import Call, baked_constant, note_owner
@@ -119,6 +120,8 @@ class Tracer(fx.Tracer):
         mark = len(self.graph.nodes)
         try:
             return self._follow(Call(m, path, self.stack[-1], self.made), own, args, kwargs)
+        except EXHAUSTED:
+            raise
         except Exception as error:
             # what cannot be followed stays one opaque step, so that its parent can be
             self.opaque.append(one_line(error))

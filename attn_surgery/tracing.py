@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from attn_surgery.bytecode import signature
 from attn_surgery.convolutions import unusual_convolutions
 from attn_surgery.entry import entry, entry_name
-from attn_surgery.preserve import Attributes, in_mode
+from attn_surgery.errors import EXHAUSTED
+from attn_surgery.preserve import Attributes, in_mode, put_back_afterwards
 from attn_surgery.proxies import Watched
 from attn_surgery.tracer import Tracer, known_type, one_line
 from attn_surgery.traces import Trace
@@ -78,9 +79,12 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         tracer.before[root] = Attributes(root)
         try:
             graph = tracer.trace(root)
+        except EXHAUSTED:
+            raise
         except Exception as error:
             graph = one_line(error)
-        wrote = [before.restore() for before in tracer.before.values()]
+        finally:
+            wrote = [before.restore() for before in tracer.before.values()]
     if isinstance(graph, str):
         return graph
     output = graph.output_node()
@@ -128,13 +132,10 @@ def _recorded_factories(tracer: Tracer) -> Iterator[None]:
 
         return make
 
-    try:
+    with put_back_afterwards(lambda: vars(torch).update(originals)):
         for name, original in originals.items():
             setattr(torch, name, recorded(original))
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
 
 
 _FACTORIES = (
@@ -160,9 +161,10 @@ def _watching(tracer: Tracer) -> Iterator[None]:
         for cls, call in calls.items():
             cls.__call__ = call
         for child in children:
-            vars(child).pop("forward", None)
-        for child, forward in patched.items():
-            vars(child)["forward"] = forward
+            if child in patched:
+                vars(child)["forward"] = patched[child]
+            else:
+                vars(child).pop("forward", None)
 
 
 def _caller(cls: type[nn.Module]) -> type[nn.Module] | None:

@@ -56,6 +56,7 @@ LAYERS = [
     "listening",
     "operated",
     "graph_module",
+    "transaction",
     "sites",
     "origin",
     "choosing",

@@ -12,7 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import attn_surgery
-from attn_surgery import SurgeryError, editing, methods, planning, request
+from attn_surgery import SurgeryError, editing, methods, planning, request, surgery
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_a_failure_at_any_step_leaves_the_host_as_it_was(host, untouched, monkey
         (planning, "survey"),
         (methods, "original"),
         (request, "get_builder"),
-        (planning, "check_host"),
+        (surgery, "check_host"),
         (planning, "build"),
     ],
 )

@@ -23,7 +23,7 @@ from attn_surgery.attention.registry import (
     name_of,
     parameters_of,
 )
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import EXHAUSTED, SurgeryError
 
 
 def build(
@@ -105,6 +105,8 @@ def _built(attention: str | Builder, channels: int, keywords: dict[str, Any]) ->
     call = _call(attention, channels, keywords)
     try:
         module = get_builder(attention)(channels, **keywords)
+    except EXHAUSTED:
+        raise
     # Whatever a foreign builder raises (timm asserts, torch raises RuntimeError), the user meets
     # one error.
     except Exception as error:

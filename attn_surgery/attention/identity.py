@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import EXHAUSTED, SurgeryError
 
 _SIDES = (8, 14)
 """Sides of the maps that an attention is tried on: a multiple of 8, and one of 7."""
@@ -130,6 +130,8 @@ def _tried(
         try:
             with torch.no_grad(), like.device:
                 return x, tried(x.clone())
+        except EXHAUSTED:
+            raise
         except Exception as error:
             failure = f"fails on a map {shape}: {type(error).__name__}: {error}"
     raise SurgeryError(failure)
