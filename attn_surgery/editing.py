@@ -11,10 +11,11 @@ from torch import fx, nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.former import Former, former_at, former_in_slot, stand_for, take_out
+from attn_surgery.former_self import Surgery, surgery_of
 from attn_surgery.graph_module import graph_with_attention, is_graph_module, set_graph
 from attn_surgery.inserting import Insertion, UnfaithfulError
 from attn_surgery.methods import free_name
-from attn_surgery.operated import Surgery, change_class, operated_class, surgery_of
+from attn_surgery.operated import change_class, operated_class
 from attn_surgery.origin import Origin, remember
 from attn_surgery.planning import Cut, Decision, build_at
 
@@ -81,7 +82,7 @@ def _prepare(edit: Edit, decision: Decision) -> None:
             raise SurgeryError(f"{done.base.__name__} cannot be rewritten: {error}") from error
         methods = forward.methods
         _note_dropped(edit, forward.dropped)
-        done = replace(done, watched=forward.watched)
+        done = replace(done, watched=forward.watched, watches_children=forward.watches_children)
     done = replace(
         done,
         insertions=insertions,

@@ -39,6 +39,9 @@ _UNSEEN = frozenset(
     "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
     "is_tracing get_rng_state initial_seed get_num_threads is_available".split()
 )
+_REACHING = frozenset(
+    "_modules children named_children modules named_modules get_submodule".split()
+)
 _PLAIN = (
     bool,
     int,
@@ -63,6 +66,8 @@ class Fidelity:
     """Why a trace would not behave as the forward does for every value."""
     watched: set[str] = field(default_factory=set)
     """The block's attributes that a trace reads: when one is set, it has to be traced anew."""
+    reaches_children: bool = False
+    """Whether forward gets at its children other than by their names."""
     reads_mode: bool = False
     """Whether forward looks at ``self.training``."""
 
@@ -88,11 +93,17 @@ def inspect_forward(block: nn.Module) -> Fidelity:
         code = read(function.__code__)
         found.obstacles += code.obstacles
         found.reads_mode |= "training" in code.attributes
+        found.reaches_children |= not _REACHING.isdisjoint(code.attributes)
         pending += _resolve_names(function, code, found)
         pending += _resolve_attributes(block, code, found)
         if any(name in code.iterated for name in _containers(block)):
             found.obstacles.append("loops over its children")
     return found
+
+
+def runs_its_children(block: nn.Module) -> bool:
+    """Tell whether the forward may reach all children, whatever they are called."""
+    return inspect_forward(block).reaches_children
 
 
 def watched_attributes(block: nn.Module) -> frozenset[str]:

@@ -97,12 +97,22 @@ def put_back(holder: nn.Module, former: Former, attention: nn.Module) -> None:
         if has_moved:
             module.to(device=like.device, dtype=like.dtype)
         holder.get_submodule(parent)._modules[name] = module.train(attention.training)
+    _order(holder, former)
+
+
+def _order(holder: nn.Module, former: Former) -> None:
     for path, names in former.order.items():
         children = holder.get_submodule(path)._modules
-        ordered = {name: children[name] for name in names if name in children}
-        rest = {name: child for name, child in children.items() if name not in ordered}
-        children.clear()
-        children.update({**ordered, **rest})
+        in_order(children, names, dict(children))
+
+
+def in_order(
+    children: dict[str, nn.Module | None], names: list[str], now: dict[str, nn.Module | None]
+) -> None:
+    """Let ``children`` hold what is given, first those of these names, in this order."""
+    ordered = {name: now[name] for name in names if name in now}
+    children.clear()
+    children.update({**ordered, **{n: each for n, each in now.items() if n not in ordered}})
 
 
 @contextmanager
@@ -113,6 +123,7 @@ def back_for_a_while(holder: nn.Module, found: list[Former]) -> Iterator[None]:
             for path, module in former.modules.items():
                 parent, _, name = path.rpartition(".")
                 holder.get_submodule(parent)._modules[name] = module
+            _order(holder, former)
         yield
     finally:
         for former in found:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -46,6 +46,11 @@ class Insertion:
         """The permutation that puts the channels last again."""
         dims = self.channels_last_dims
         return (0, *range(2, dims + 2), 1) if dims else ()
+
+    def renamed(self, names: Mapping[str, str]) -> Insertion:
+        """Return the insertion for a module whose children have other names now."""
+        into = tuple(step.renamed(names) for step in self.into)
+        return replace(self, after=self.after.renamed(names), into=into)
 
 
 class UnfaithfulError(Exception):

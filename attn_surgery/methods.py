@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from attn_surgery.entry import has_entry
+from attn_surgery.fidelity import runs_its_children
 from attn_surgery.finder import Finding
+from attn_surgery.former_self import as_host, surgery_of
 from attn_surgery.graph_module import is_graph_module
 from attn_surgery.inserting import Insertion, UnfaithfulError, insert_alike, value_name
-from attn_surgery.operated import as_host, surgery_of
 from attn_surgery.placing import ELSEWHERE, Step
 from attn_surgery.preserve import likeness
 from attn_surgery.rewrite import Original, Rewritten, original
@@ -212,6 +214,8 @@ def _holder_obstacle(finding: Finding, path: str, owners: Owners) -> str:
     if isinstance(target, torch.jit.ScriptModule):
         return f"{path!r} is scripted"
     if isinstance(target, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(target):
+        return f"{path!r} runs its own children"
+    if has_entry(target) and runs_its_children(target):
         return f"{path!r} runs its own children"
     return ""
 

@@ -11,25 +11,28 @@ from __future__ import annotations
 import copy
 import inspect
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import nn
 
-from attn_surgery.bytecode import signature
+from attn_surgery.entry import entry_name, parameters_of
 from attn_surgery.errors import SurgeryError
-from attn_surgery.fidelity import watched_attributes
-from attn_surgery.former import back_for_a_while, former_of, formers, put_back
-from attn_surgery.inserting import Insertion, UnfaithfulError
+from attn_surgery.fidelity import runs_its_children, watched_attributes
+from attn_surgery.former import former_of, in_order, put_back
+from attn_surgery.former_self import (
+    HOST_FORWARD,
+    Surgery,
+    as_host,
+    in_former_class,
+    set_class,
+    twin,
+)
+from attn_surgery.inserting import UnfaithfulError
 from attn_surgery.listening import listening
 from attn_surgery.preserve import Attributes
 from attn_surgery.rewrite import original, passing_on, renamed
-
-HOST_FORWARD = "_host_forward"
-"""Where the host's forward stays reachable, if patched on the instance also kept."""
 
 INNER_FORWARD = "_forward_before_attention"
 
@@ -43,70 +46,6 @@ _SETTERS = (
 )
 
 
-@dataclass(frozen=True)
-class Surgery:
-    """What was done to one module."""
-
-    base: type[nn.Module]
-    insertions: tuple[Insertion, ...] = ()
-    """Attentions within the forward, in the order of their insertion."""
-    attached: tuple[str, ...] = ()
-    """Names of the children through which the output passes, first to last."""
-    attached_before: tuple[str, ...] = ()
-    """Names of the children through which the first argument passes, first to last."""
-    watched: frozenset[str] = frozenset()
-
-    @property
-    def attentions(self) -> tuple[str, ...]:
-        """The names of all attentions among the module's children."""
-        return (
-            *(each.attention for each in self.insertions),
-            *self.attached_before,
-            *self.attached,
-        )
-
-    @property
-    def is_around(self) -> bool:
-        """Whether anything is attached, around the forward."""
-        return bool(self.attached or self.attached_before)
-
-
-def surgery_of(module: nn.Module) -> Surgery | None:
-    """Return what was done to ``module``, or None."""
-    return getattr(type(module), "_surgery", None)
-
-
-def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Change the class of ``module`` without the ``__setattr__`` of either class."""
-    object.__setattr__(module, "__class__", cls)
-
-
-@contextmanager
-def as_host(module: nn.Module) -> Iterator[None]:
-    """Make an operated module its former self, its attention children apart, for a while."""
-    done = surgery_of(module)
-    if done is None:
-        yield
-        return
-    operated, own = type(module), vars(module)
-    patched = own.pop(HOST_FORWARD, None)
-    if patched is not None:
-        own["forward"] = patched
-    set_class(module, done.base)
-    try:
-        with back_for_a_while(module, formers(module, _present(module, done))):
-            yield
-    finally:
-        set_class(module, operated)
-        if patched is not None:
-            own[HOST_FORWARD] = own.pop("forward")
-
-
-def _present(module: nn.Module, done: Surgery) -> list[str]:
-    # a module that is about to be operated on has not got its attentions yet
-    return [name for name in done.attentions if name in module._modules]
-
-
 def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) -> type[nn.Module]:
     """Make the one-off subclass that runs ``done``; the module itself is not touched.
 
@@ -115,7 +54,7 @@ def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) ->
         done: What the class does.
         methods: The forward with the insertions of ``done``, where it has any.
     """
-    base, patched = done.base, "forward" in vars(module) or HOST_FORWARD in vars(module)
+    base, patched = done.base, _is_patched(module, done.base)
     declared = tuple(map(str, _host_parameters(module))) if patched else ()
     key = (base, done, patched, declared, _identity(methods))
     known = _classes.get(key)
@@ -153,23 +92,29 @@ def _body(
         "__reduce_ex__": _reduce_ex,
         "__setstate__": _setstate,
         **{name: _renewing(name) for name in _SETTERS},
+        **{name: _as_host_does(name) for name in _container_methods(base)},
     }
     if hasattr(base, "__deepcopy__"):
         body["__deepcopy__"] = _deepcopy
     body |= methods
     if done.is_around:
         inner = HOST_FORWARD if patched and not methods else INNER_FORWARD
+        own = entry_name(base)
         if inner == INNER_FORWARD:
-            body[inner] = renamed(body.get("forward", base.forward), inner)
-        body["forward"] = passing_on(
-            _host_parameters(module), inner, done.attached_before, done.attached
-        )
+            body[inner] = renamed(body.get(own, getattr(base, own)), inner)
+        body[own] = passing_on(_host_parameters(module), inner, done.attached_before, done.attached)
     return body
 
 
 def _host_parameters(module: nn.Module) -> list[inspect.Parameter]:
     with as_host(module):
-        return list(signature(module.forward).parameters.values())
+        return parameters_of(module)
+
+
+def _is_patched(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Tell whether the forward that calls run is one that was set on the instance."""
+    own = vars(module)
+    return entry_name(base) == "forward" and ("forward" in own or HOST_FORWARD in own)
 
 
 def _subclass(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
@@ -185,31 +130,45 @@ def renew(module: nn.Module, done: Surgery) -> None:
     methods: dict[str, Any] = {}
     if done.insertions:
         with as_host(module):
-            methods = _methods_now(module, done)
-            done = replace(done, watched=watched_attributes(module))
+            methods, watches_children = _methods_now(module, done)
+            watched = watched_attributes(module)
+        done = replace(done, watched=watched, watches_children=watches_children)
     change_class(module, operated_class(module, done, methods))
 
 
-def _methods_now(module: nn.Module, done: Surgery) -> dict[str, Any]:
-    """Rewrite the forward as it is now, or, where that is not faithful, listen to the children."""
+def _methods_now(module: nn.Module, done: Surgery) -> tuple[dict[str, Any], bool]:
+    """Rewrite the forward as it is now, or, where that is not faithful, listen to the children.
+
+    Returns:
+        The methods, and whether they go by what children there are.
+    """
     try:
-        return original(module).with_attention(done.insertions).methods
+        forward = original(module).with_attention(done.insertions)
     except UnfaithfulError as error:
-        if all(each.after.kind == "child" and not each.into for each in done.insertions):
-            body = {"forward": listening(done.insertions, HOST_FORWARD)}
-            if "forward" not in vars(module):
-                body[HOST_FORWARD] = done.base.forward
-            return body
+        follow_children = all(
+            each.after.kind == "child" and not each.into for each in done.insertions
+        )
+        if follow_children and not runs_its_children(module):
+            return _listening(module, done), done.watches_children
         raise SurgeryError(
             f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
             "call attn_surgery.remove first, change it, then apply again"
         ) from None
+    return forward.methods, forward.watches_children
+
+
+def _listening(module: nn.Module, done: Surgery) -> dict[str, Any]:
+    own = entry_name(done.base)
+    body: dict[str, Any] = {own: listening(done.insertions, HOST_FORWARD)}
+    if not _is_patched(module, done.base):
+        body[HOST_FORWARD] = getattr(done.base, own)
+    return body
 
 
 def change_class(module: nn.Module, operated: type[nn.Module]) -> None:
     """Give ``module`` its one-off class; a forward patched on the instance steps aside."""
     set_class(module, operated)
-    if "forward" in vars(module):
+    if _is_patched(module, operated) and "forward" in vars(module):
         vars(module)[HOST_FORWARD] = vars(module).pop("forward")
 
 
@@ -253,18 +212,83 @@ def _renewing(setter: str) -> Any:
     """Make the setter of the host trace the forward anew where that had read the attribute."""
 
     def set_and_renew(self: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
-        done = _done(self)
-        before = Attributes(self) if name in done.watched else None
+        done, is_read = _done(self), name in _done(self).watched
+        before = Attributes(self) if is_read or done.watches_children else None
+        children = list(self._modules.items())
         getattr(_host_view(self), setter)(name, *args, **kwargs)
-        if before is not None:
-            try:
-                renew(self, done)
-            except BaseException:
-                before.restore()
-                raise
+        if before is None or not (is_read or children != list(self._modules.items())):
+            return
+        try:
+            renew(self, done)
+        except BaseException:
+            before.restore()
+            raise
 
     set_and_renew.__name__ = setter
     return set_and_renew
+
+
+def _container_methods(base: type[nn.Module]) -> list[str]:
+    """Return the methods by which a container's children are listed and changed."""
+    return [name for name in _CONTAINER_METHODS if hasattr(base, name)]
+
+
+_CONTAINER_METHODS = sorted(
+    {name for cls in (nn.Sequential, nn.ModuleList, nn.ModuleDict) for name in vars(cls)}
+    - set(dir(nn.Module))
+)
+
+
+def _as_host_does(name: str) -> Any:
+    """Make a method of the host's work on its own children, as if there were no attention."""
+
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        done = _done(self)
+        former = twin(self, done)
+        result = getattr(former, name)(*args, **kwargs)
+        if not _is_like(self, former, done):
+            _adopt(self, done, former)
+        return self if result is former else result
+
+    method.__name__ = name
+    return method
+
+
+def _own_children(module: nn.Module, done: Surgery) -> dict[str, nn.Module | None]:
+    return {name: child for name, child in module._modules.items() if name not in done.attentions}
+
+
+def _is_like(module: nn.Module, former: nn.Module, done: Surgery) -> bool:
+    if list(_own_children(module, done).items()) != list(former._modules.items()):
+        return False
+    kept = vars(module)
+    return all(kept.get(n) is each for n, each in vars(former).items() if n not in _ITS_OWN)
+
+
+_ITS_OWN = ("_modules", "forward")
+
+
+def _adopt(module: nn.Module, done: Surgery, former: nn.Module) -> None:
+    """Let the module have what its former self has become."""
+    before, children = Attributes(module), _own_children(module, done)
+    held = {name: module._modules[name] for name in done.attentions}
+    vars(module).update({n: each for n, each in vars(former).items() if n not in _ITS_OWN})
+    in_order(module._modules, [], {**former._modules, **held})
+    try:
+        renew(module, _moved(done, children, former._modules))
+    except BaseException:
+        before.restore()
+        raise
+
+
+def _moved(
+    done: Surgery, before: dict[str, nn.Module | None], now: dict[str, nn.Module | None]
+) -> Surgery:
+    """Return the surgery with its steps at the names that the children have got."""
+    names = {id(child): name for name, child in now.items() if child is not None}
+    renamed_to = {name: names.get(id(child), name) for name, child in before.items()}
+    insertions = tuple(each.renamed(renamed_to) for each in done.insertions)
+    return replace(done, insertions=insertions)
 
 
 def _setstate(self: nn.Module, state: Any) -> None:
@@ -275,17 +299,17 @@ def _setstate(self: nn.Module, state: Any) -> None:
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
     done = _done(self)
     if not _is_copied_by_its_state(done.base):
-        return (_again, (_twin(self, done), done, _attentions(self, done)))
-    with as_host(self):
+        return (_again, (twin(self, done), done, _attentions(self, done)))
+    with in_former_class(self, done):
         reduced: Any = object.__reduce_ex__(self, protocol)
     return (_blank, (done,), *reduced[2:])
 
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     done = _done(self)
-    twin = copy.deepcopy(_twin(self, done), memo)
-    memo[id(self)] = twin
-    return _again(twin, done, copy.deepcopy(_attentions(self, done), memo))
+    copied = copy.deepcopy(twin(self, done), memo)
+    memo[id(self)] = copied
+    return _again(copied, done, copy.deepcopy(_attentions(self, done), memo))
 
 
 def _done(module: nn.Module) -> Surgery:
@@ -304,15 +328,6 @@ def _blank(done: Surgery) -> nn.Module:
     """Make an operated module whose state is to come."""
     body = {"_surgery": done, "__setstate__": _setstate}
     return object.__new__(_subclass(done.base, body))
-
-
-def _twin(module: nn.Module, done: Surgery) -> nn.Module:
-    """Return the module's former self, sharing all its attributes, for its own way of copying."""
-    twin = object.__new__(done.base)
-    vars(twin).update(vars(module))
-    if HOST_FORWARD in vars(twin):
-        vars(twin)["forward"] = vars(twin).pop(HOST_FORWARD)
-    return twin
 
 
 def _attentions(module: nn.Module, done: Surgery) -> dict[str, nn.Module]:

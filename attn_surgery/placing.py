@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -25,6 +26,13 @@ class Step:
     """``child``, ``function`` or ``argument``."""
     occurrence: int = 0
     """How many earlier values of the same name and kind the forward holds."""
+
+    def renamed(self, names: Mapping[str, str]) -> Step:
+        """Return the step of a module whose children have other names now."""
+        head, dot, rest = self.name.partition(".")
+        if self.kind != "child" or head not in names:
+            return self
+        return replace(self, name=f"{names[head]}{dot}{rest}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
@@ -96,6 +97,42 @@ class Watched:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tell the tracer instead of running the forward."""
         return self.tracer.direct_forward(self.module, args, kwargs)
+
+
+@contextmanager
+def listings_noted(tracer: Any, module: nn.Module) -> Iterator[None]:
+    """Let the tracer know when the children of ``module`` are listed or counted."""
+    children = module._modules
+    noted = _Noted(children)
+    noted.tracer = tracer
+    tracer.tensor_names  # what the tracer itself lists has to be listed before  # noqa: B018
+    try:
+        vars(module)["_modules"] = noted
+        yield
+    finally:
+        vars(module)["_modules"] = children
+        now = dict(dict.items(noted))
+        if list(now.items()) != list(children.items()):  # a write, to be noticed as any other
+            children.clear()
+            children.update(now)
+
+
+class _Noted(dict[str, Any]):
+    """The children of a module, which tell the tracer when they are listed or counted."""
+
+    tracer: Any
+
+
+def _noting(name: str) -> Callable[..., Any]:
+    def method(self: _Noted, *args: Any) -> Any:
+        self.tracer.lists_children = True
+        return getattr(super(_Noted, self), name)(*args)
+
+    return method
+
+
+for _name in "__iter__ __len__ __reversed__ keys values items".split():
+    setattr(_Noted, _name, _noting(_name))
 
 
 def is_primitive(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from attn_surgery.entry import entry_name
 from attn_surgery.fidelity import describe, inspect_forward
 from attn_surgery.inserting import Insertion, UnfaithfulError, insert_alike
 from attn_surgery.traces import Trace, called_path
@@ -29,13 +30,17 @@ class Rewritten:
     after: tuple[str, ...]
     """Per insertion, the name of the value it receives in the (evaluation) graph."""
     watched: frozenset[str]
+    watches_children: bool
+    """Whether the forward goes by what children there are."""
     dropped: tuple[str, ...] = ()
     """The children that are no longer called."""
+    own: str = "forward"
+    """The name of the method."""
 
     @functools.cached_property
     def methods(self) -> dict[str, Any]:
-        """The graphs as methods; where the modes differ, ``forward`` asks ``training``."""
-        return _methods(self.graphs)
+        """The graphs as methods; where the modes differ, that which is called asks the mode."""
+        return _methods(self.graphs, self.own)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class Original:
 
     graphs: tuple[fx.Graph, ...]
     watched: frozenset[str]
+    watches_children: bool
+    own: str
+    """The name of the method."""
 
     def with_attention(self, insertions: tuple[Insertion, ...]) -> Rewritten:
         """Put the insertions, one after the other, into copies of the graphs.
@@ -60,7 +68,14 @@ class Original:
         }
         if own := sorted(dropped - called):
             raise UnfaithfulError(f"the old attention uses {own[0]!r}, which is no child")
-        return Rewritten(tuple(graphs), tuple(after), self.watched, tuple(sorted(dropped)))
+        return Rewritten(
+            graphs=tuple(graphs),
+            after=tuple(after),
+            watched=self.watched,
+            watches_children=self.watches_children,
+            dropped=tuple(sorted(dropped)),
+            own=self.own,
+        )
 
 
 def _called(graphs: Iterable[fx.Graph]) -> set[str | None]:
@@ -83,8 +98,14 @@ def original(module: nn.Module) -> Original:
     if found.obstacles:
         raise UnfaithfulError(describe(found.obstacles))
     modes = (False, True) if found.reads_mode else (False,)
-    graphs = [_faithful_trace(module, training).graph for training in modes]
-    return Original(tuple(graphs), frozenset(found.watched))
+    traces = [_faithful_trace(module, training) for training in modes]
+    watches_children = found.reaches_children or any(each.lists_children for each in traces)
+    return Original(
+        graphs=tuple(each.graph for each in traces),
+        watched=frozenset(found.watched),
+        watches_children=watches_children,
+        own=entry_name(type(module)),
+    )
 
 
 def _faithful_trace(module: nn.Module, training: bool) -> Trace:
@@ -103,10 +124,10 @@ def _faithful_trace(module: nn.Module, training: bool) -> Trace:
     return found
 
 
-def _methods(graphs: tuple[fx.Graph, ...]) -> dict[str, Any]:
+def _methods(graphs: tuple[fx.Graph, ...], own: str) -> dict[str, Any]:
     codes: list[Any] = [graph.python_code("self") for graph in graphs]
     if len({code.src for code in codes}) == 1:
-        return {"forward": compiled(codes[0].src, codes[0].globals, "forward")}
+        return {own: compiled(codes[0].src, codes[0].globals, "forward")}
     names = ("_forward_in_evaluation", "_forward_in_training")
     methods = {
         name: compiled(code.src.replace("def forward(", f"def {name}(", 1), code.globals, name)
@@ -119,7 +140,7 @@ def _methods(graphs: tuple[fx.Graph, ...]) -> dict[str, Any]:
         f"{head}\n    if self.training:\n        return self.{names[1]}({arguments})\n"
         f"    return self.{names[0]}({arguments})\n"
     )
-    return {**methods, "forward": compiled(chosen, evaluation.globals, "forward")}
+    return {**methods, own: compiled(chosen, evaluation.globals, "forward")}
 
 
 def passing_on(

@@ -11,8 +11,9 @@ from attn_surgery.checks import check_host
 from attn_surgery.editing import carry_out, edits
 from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.former import Former, former_of, put_back, slots
+from attn_surgery.former_self import surgery_of
 from attn_surgery.graph_module import give_graph_back, graph_attentions, is_graph_module
-from attn_surgery.operated import give_back, surgery_of
+from attn_surgery.operated import give_back
 from attn_surgery.origin import next_step
 from attn_surgery.planning import Decision, decide
 from attn_surgery.preserve import undisturbed_randomness

@@ -20,7 +20,7 @@ from attn_surgery.bytecode import is_asserted, place_in_code
 from attn_surgery.entry import entry, entry_name, parameters_of
 from attn_surgery.errors import EXHAUSTED
 from attn_surgery.preserve import Attributes
-from attn_surgery.proxies import Value, Watched, is_primitive
+from attn_surgery.proxies import Value, Watched, is_primitive, listings_noted
 from attn_surgery.traces import Call, baked_constant, note_owner
 
 
@@ -47,6 +47,7 @@ class Tracer(fx.Tracer):
         self.branched: list[nn.Module] = []
         self.constants = False
         self.reentered = False
+        self.lists_children = False
         self.before: dict[nn.Module, Attributes] = {}
         self.attribute_proxies: dict[int, fx.Proxy] = {}
         self.unusual: set[nn.Module] = set()
@@ -75,7 +76,10 @@ class Tracer(fx.Tracer):
                 args.append(value)
 
         def forward(*values: Any) -> Any:
-            return bound(*values, **kwargs)
+            if self.inline:
+                return bound(*values, **kwargs)
+            with listings_noted(self, root):
+                return bound(*values, **kwargs)
 
         return forward, args
 
@@ -207,14 +211,15 @@ class Tracer(fx.Tracer):
         """Let parameters and buffers be read in the graph."""
         key = id(attr_val)
         if key not in self.attribute_proxies:
-            if not isinstance(attr_val, Tensor) or key not in self._tensor_names:
+            if not isinstance(attr_val, Tensor) or key not in self.tensor_names:
                 return attr_val
-            name = self._tensor_names[key]
+            name = self.tensor_names[key]
             self.attribute_proxies[key] = self.create_proxy("get_attr", name, (), {})
         return self.attribute_proxies[key]
 
     @functools.cached_property
-    def _tensor_names(self) -> dict[int, str]:
+    def tensor_names(self) -> dict[int, str]:
+        """The names of the root's tensors, by identity."""
         names = {id(tensor): name for tensor, name in self.tensor_attrs.items()}
         root = self.root_call.module
         for name, tensor in (*root.named_buffers(), *root.named_parameters()):

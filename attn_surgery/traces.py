@@ -44,6 +44,8 @@ class Trace:
     """The modules whose forward asked a traced value for its truth, or for a number."""
     wrote: bool = False
     """Whether forward wrote on a module."""
+    lists_children: bool = False
+    """Whether the root's forward listed or counted its children."""
     reentered: bool = False
     """Whether a ``__call__`` of the root's own went on to its forward, hooks and all."""
     constants: bool = False

@@ -99,6 +99,7 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         wrote=any(wrote),
         constants=tracer.constants,
         reentered=tracer.reentered,
+        lists_children=tracer.lists_children,
     )
 
 
@@ -132,7 +133,7 @@ def _recorded_factories(tracer: Tracer) -> Iterator[None]:
 
         return make
 
-    with put_back_afterwards(lambda: vars(torch).update(originals)):
+    with put_back_afterwards(lambda: torch.__dict__.update(originals)):
         for name, original in originals.items():
             setattr(torch, name, recorded(original))
         yield

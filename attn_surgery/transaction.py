@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import Tensor, fx, nn
 
 from attn_surgery.former import former_of
-from attn_surgery.operated import set_class
+from attn_surgery.former_self import set_class
 from attn_surgery.preserve import Attributes
 
 T = TypeVar("T")

@@ -53,6 +53,7 @@ LAYERS = [
     "inserting",
     "rewrite",
     "former",
+    "former_self",
     "listening",
     "operated",
     "graph_module",
