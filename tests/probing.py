@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import attn_surgery
 from attn_surgery import SurgeryError
 from attn_surgery.assumed import EverythingPasses
+from attn_surgery.counting import meta_copy
 from attn_surgery.inputs import Input, guess_input
 from attn_surgery.origin import origin_of
 from attn_surgery.sites import Site
@@ -48,13 +49,14 @@ class Probed:
 
 
 def probed(model: nn.Module, inputs: Iterable[Input] = ()) -> Probed:
-    """Put a probe at every site and run forward, the model being on the meta device or not.
+    """Put a probe at every site of a copy on the meta device, and run forward.
 
     Args:
-        model: The host; the probes stay in it.
+        model: The host.
         inputs: What to try in turn, until all sites are reached; by default, what a report would
             take. After them, training mode is tried.
     """
+    model = meta_copy(model)
     try:
         attn_surgery.apply(model, Probe, existing="stack", init="paper")
     except SurgeryError:
@@ -79,10 +81,9 @@ def probed(model: nn.Module, inputs: Iterable[Input] = ()) -> Probed:
 
 def _failure(model: nn.Module, given: Input, batch: int) -> str:
     """Run forward and return why it failed, or ""."""
-    device = next((each.device for each in model.parameters()), torch.device("cpu"))
-    args, kwargs = given.build(batch, device, floating_dtype(model))
+    args, kwargs = given.build(batch, "meta", floating_dtype(model))
     try:
-        with torch.no_grad(), EverythingPasses(), device:
+        with torch.no_grad(), EverythingPasses():
             model(*args, **kwargs)
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 foreign = pytest.importorskip("foreign", reason="transformers is not installed")
 
-UNREACHED: dict[str, str] = {}
+UNREACHED = {
+    "DPTForSemanticSegmentation": "the first of its fusions has one input, and leaves a half alone",
+}
 """Models with sites at which nothing arrives in a forward pass, with the reason."""
 
 FOREIGN = {
@@ -24,13 +26,13 @@ FOREIGN = {
 }
 
 
-def _first_of_every_other_family() -> set[str]:
+def _first_of_every_third_family() -> set[str]:
     known = sorted((name for name in zoo.names() if name not in SLOW_TO_BUILD), key=zoo.family)
     first = [next(members) for _, members in groupby(known, zoo.family)]
-    return set(first[::2])
+    return set(first[::3])
 
 
-FAST = _first_of_every_other_family()
+FAST = _first_of_every_third_family()
 
 
 @pytest.mark.parametrize(
