@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.overrides import get_testing_overrides, is_tensor_method_or_property
-from torch.utils._pytree import tree_leaves
 
 from attn_surgery.bytecode import signature
 from attn_surgery.convolutions import unusual_convolutions
 from attn_surgery.entry import entry, entry_name
 from attn_surgery.errors import EXHAUSTED
-from attn_surgery.preserve import Attributes, in_mode, put_back_afterwards
+from attn_surgery.factories import recorded_factories
+from attn_surgery.preserve import Attributes, in_mode
 from attn_surgery.proxies import Watched
 from attn_surgery.tracer import Tracer, known_type, one_line
 from attn_surgery.traces import Trace
@@ -111,37 +110,8 @@ def _prepared(tracer: Tracer, training: bool) -> Iterator[None]:
         tracer.unusual = unusual_convolutions(modules)
     with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer):
         warnings.simplefilter("ignore")
-        with _recorded_factories(tracer):
+        with recorded_factories(tracer):
             yield
-
-
-@contextmanager
-def _recorded_factories(tracer: Tracer) -> Iterator[None]:
-    """Let torch's factories take traced sizes, which their parsers would refuse."""
-    # these note all of torch's functions when first asked, for good: not what stands there now
-    get_testing_overrides()
-    is_tensor_method_or_property(torch.add)
-    originals = {name: getattr(torch, name) for name in _FACTORIES}
-
-    def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def make(*args: Any, **kwargs: Any) -> Any:
-            if any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves((args, kwargs))):
-                return tracer.create_proxy("call_function", original, args, kwargs)
-            tracer.constants = True
-            return original(*args, **kwargs)
-
-        return make
-
-    with put_back_afterwards(lambda: torch.__dict__.update(originals)):
-        for name, original in originals.items():
-            setattr(torch, name, recorded(original))
-        yield
-
-
-_FACTORIES = (
-    "zeros ones empty full eye tensor arange linspace rand randn randint randperm normal".split()
-)
 
 
 @contextmanager

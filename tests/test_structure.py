@@ -36,6 +36,7 @@ LAYERS = [
     "entry",
     "proxies",
     "convolutions",
+    "factories",
     "tracer",
     "tracing",
     "operations",
