@@ -7,7 +7,6 @@ import functools
 import hashlib
 import inspect
 import linecache
-import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import fx, nn
 from attn_surgery.entry import entry_name
 from attn_surgery.fidelity import describe, inspect_forward
 from attn_surgery.inserting import Insertion, UnfaithfulError, insert_alike
+from attn_surgery.renaming import renamed as renamed
 from attn_surgery.traces import Trace, called_path
 from attn_surgery.tracing import trace
 
@@ -76,10 +76,6 @@ class Original:
             dropped=tuple(sorted(dropped)),
             own=self.own,
         )
-
-
-def _called(graphs: Iterable[fx.Graph]) -> set[str | None]:
-    return {called_path(node) for graph in graphs for node in graph.nodes}
 
 
 def _used(graphs: Iterable[fx.Graph]) -> set[str]:
@@ -184,19 +180,6 @@ def _declared(parameter: inspect.Parameter, known: dict[str, Any]) -> str:
         known[f"_default_of_{parameter.name}"] = parameter.default
         text += f" = _default_of_{parameter.name}"
     return text
-
-
-def renamed(function: Any, name: str) -> Any:
-    """Copy a function under another name: TorchScript goes by the name that it bears."""
-    if not isinstance(function, types.FunctionType):
-        return function
-    twin = types.FunctionType(
-        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
-    )
-    twin.__kwdefaults__ = function.__kwdefaults__
-    twin.__annotations__ = function.__annotations__
-    twin.__module__ = function.__module__
-    return twin
 
 
 def compiled(source: str, known: dict[str, Any], name: str) -> Any:

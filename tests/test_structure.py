@@ -13,7 +13,9 @@ ROOT = Path(attn_surgery.__file__).parent
 
 LAYERS = [
     "errors",
+    "renaming",
     "attention.options",
+    "attention.batches",
     "attention.gate",
     "attention.identity",
     "attention.registry",

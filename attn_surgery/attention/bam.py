@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from attn_surgery.attention.batches import batched, unbatched
 from attn_surgery.attention.gate import BATCH_NORM, CONV, INITS, hidden_width
 from attn_surgery.attention.options import choice, whole
 from attn_surgery.attention.registry import register
@@ -86,11 +87,13 @@ class BAM(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute the two maps as one: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
-        channel = self.channel_att(x.mean(self.dims))  # (N, C)
+        batch = batched(x, len(self.dims))
+        channel = self.channel_att(batch.mean(self.dims))  # (N, C)
         for _ in self.dims:
             channel = channel.unsqueeze(-1)
-        spatial = self.spatial_att(x)  # (N, 1, *spatial)
-        return channel + spatial if self.combine == "sum" else channel * spatial
+        spatial = self.spatial_att(batch)  # (N, 1, *spatial)
+        both = channel + spatial if self.combine == "sum" else channel * spatial
+        return unbatched(both, x, len(self.dims))
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""

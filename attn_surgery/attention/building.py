@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from attn_surgery.attention.batches import take_any_batch
 from attn_surgery.attention.gate import CONV, INITS
 from attn_surgery.attention.identity import (
     IdentityStart,
     check_forward,
     keeps_layout,
     starts_as_identity,
+    takes_any_batch,
 )
 from attn_surgery.attention.options import choice, whole
 from attn_surgery.attention.registry import (
@@ -39,7 +41,8 @@ def build(
     A builder that does not know ``init`` gets its identity start from outside, by
     ``IdentityStart``, unless what it builds starts as the identity by itself and keeps the memory
     layout of its map; ``init="paper"`` leaves what it builds as it is. What such a builder returns
-    is run on small maps.
+    is run on small maps; where it fails on a batch of none, or on a map that is no batch, it is
+    made to take them.
 
     Args:
         attention: A registered name, or a builder.
@@ -76,6 +79,8 @@ def build(
         check_forward(tried, channels, spatial_dims)
     except SurgeryError as error:
         raise SurgeryError(f"{_call(attention, channels, keywords)} {error}") from error
+    if not takes_any_batch(tried, channels, spatial_dims):
+        take_any_batch(module, spatial_dims)
     if init == "paper":
         return module
     return _identity_start(module, tried, channels, spatial_dims)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from attn_surgery.attention.batches import batched, unbatched
 from attn_surgery.attention.gate import BATCH_NORM, CONV, INITS, ChannelGate, sigmoid_gate
 from attn_surgery.attention.options import choice, flag, whole
 from attn_surgery.attention.registry import register
@@ -138,12 +139,15 @@ class SpatialAttention(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, 1, *spatial)``."""
-        maximum, mean = x.amax(1, keepdim=True), x.mean(1, keepdim=True)
+        # counted here, as modules that were pickled by earlier versions do not know it
+        spatial_dims = len(self.conv[0].kernel_size)  # type: ignore[arg-type]
+        batch = batched(x, spatial_dims)
+        maximum, mean = batch.amax(1, keepdim=True), batch.mean(1, keepdim=True)
         if self.channel_order == "max_mean":
             described = torch.cat([maximum, mean], 1)
         else:
             described = torch.cat([mean, maximum], 1)
-        return sigmoid_gate(self.conv(described), self.init)
+        return unbatched(sigmoid_gate(self.conv(described), self.init), x, spatial_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every position: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""

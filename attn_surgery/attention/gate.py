@@ -99,7 +99,7 @@ class ChannelGate(nn.Module):
         hidden = hidden_width(channels, reduction, hidden_channels, divisor)
         self.init: str = choice("init", init, INITS)
         self.pools: list[str] = pool_list(pools)
-        self.dims: list[int] = list(range(2, 2 + spatial_dims))
+        self.dims: list[int] = list(range(-spatial_dims, 0))
         self.fc1 = conv(channels, hidden, 1, bias=flag("bias", bias))
         self.act = nn.ReLU()
         self.fc2 = conv(hidden, channels, 1, bias=bias)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from attn_surgery.attention.batches import batched, unbatched
 from attn_surgery.attention.gate import CONV
 from attn_surgery.attention.options import choice, positive, whole
 from attn_surgery.attention.registry import register
@@ -55,10 +56,12 @@ class GCT(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
-        s = self.alpha * self._root(torch.linalg.vector_norm(x, 2.0, self.dims, keepdim=True))
+        batch = batched(x, len(self.dims))
+        s = self.alpha * self._root(torch.linalg.vector_norm(batch, 2.0, self.dims, keepdim=True))
         size = self._root(torch.linalg.vector_norm(s, 2.0, [1], keepdim=True))
-        normed = s * x.shape[1] ** 0.5 / size
-        return 1 + torch.tanh(self.gamma * normed + self.beta)
+        normed = s * batch.shape[1] ** 0.5 / size
+        gate = 1 + torch.tanh(self.gamma * normed + self.beta)
+        return unbatched(gate, x, len(self.dims))
 
     def _root(self, norm: Tensor) -> Tensor:
         """Compute sqrt(norm^2 + epsilon) without the square, which overflows in half precision."""

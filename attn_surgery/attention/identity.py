@@ -1,6 +1,7 @@
 """The identity start of an attention that does not bring one, and the trial that shows its need."""
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,29 @@ def keeps_layout(attention: nn.Module, channels: int, spatial_dims: int) -> bool
         for last in (False, True)
     )
     return all(isinstance(y, Tensor) and x.stride() == y.stride() for x, y in results)
+
+
+def takes_any_batch(attention: nn.Module, channels: int, spatial_dims: int) -> bool:
+    """Tell whether an attention takes a batch of no maps, and a map alone as a batch of one.
+
+    Args:
+        attention: As for ``starts_as_identity``.
+        channels: As for ``starts_as_identity``.
+        spatial_dims: As for ``starts_as_identity``.
+
+    Example:
+        >>> takes_any_batch(nn.Sigmoid(), 8, 2), takes_any_batch(nn.Softmax(1), 8, 2)
+        (True, False)
+    """
+    x, _ = _tried(attention, channels, spatial_dims, training=False)
+    tried = copy.deepcopy(attention).eval()
+    try:
+        with torch.no_grad(), x.device, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            first, alone, none = tried(x[:1].clone()), tried(x[0].clone()), tried(x[:0].clone())
+    except Exception:  # whatever it raises or warns of, it does not take them
+        return False
+    return torch.equal(alone, first.squeeze(0)) and none.shape == x[:0].shape
 
 
 def _tried(

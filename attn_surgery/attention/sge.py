@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from attn_surgery.attention.batches import batched, std_mean, unbatched
 from attn_surgery.attention.gate import CONV, INITS, sigmoid_gate
 from attn_surgery.attention.options import choice, positive, whole
 from attn_surgery.attention.registry import register
@@ -67,14 +68,15 @@ class SGE(nn.Module):
         """Compute the factors: ``(N, G, C / G, *spatial)`` -> ``(N, G, *spatial)``."""
         means = grouped.mean([dim + 1 for dim in self.dims], keepdim=True)
         likeness = (grouped * means).sum(2)
-        std, mean = torch.std_mean(likeness, self.dims, correction=0, keepdim=True)
+        std, mean = std_mean(likeness, self.dims)
         normed = (likeness - mean) / (std + self.epsilon)
         return sigmoid_gate(normed * self.weight + self.bias, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every position of every group: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
-        grouped = x.unflatten(1, [self.groups, self.width])
-        return (grouped * self.gate(grouped).to(x.dtype).unsqueeze(2)).flatten(1, 2)
+        grouped = batched(x, len(self.dims)).unflatten(1, [self.groups, self.width])
+        scaled = grouped * self.gate(grouped).to(x.dtype).unsqueeze(2)
+        return unbatched(scaled.flatten(1, 2), x, len(self.dims))
 
     def extra_repr(self) -> str:
         """Name the options."""

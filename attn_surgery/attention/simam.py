@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from attn_surgery.attention.batches import is_empty
 from attn_surgery.attention.gate import CONV
 from attn_surgery.attention.options import choice, flag, positive, whole
 from attn_surgery.attention.registry import register
@@ -53,10 +54,12 @@ class SimAM(nn.Module):
         choice("spatial_dims", spatial_dims, tuple(CONV))
         self.lam: float = positive("lam", lam)
         self.correction: int = int(flag("unbiased", unbiased))
-        self.dims = list(range(2, 2 + spatial_dims))
+        self.dims = list(range(-spatial_dims, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every element: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
+        if is_empty(x):  # of which torch computes no variance without a warning
+            return x.clone()
         var, mean = torch.var_mean(x, self.dims, correction=self.correction, keepdim=True)
         # Divided first, squared then: the square of a deviation overflows in half precision.
         distance = (x - mean) / (2 * torch.sqrt(var + self.lam))

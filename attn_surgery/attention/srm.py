@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from attn_surgery.attention.batches import batched, std_mean, unbatched
 from attn_surgery.attention.gate import BATCH_NORM, INITS, sigmoid_gate
 from attn_surgery.attention.options import choice, whole
 from attn_surgery.attention.registry import register
@@ -55,10 +56,12 @@ class SRM(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
-        std, mean = torch.std_mean(x, self.dims, correction=0, keepdim=True)
+        batch = batched(x, len(self.dims))
+        std, mean = std_mean(batch, self.dims)
         style = torch.stack([mean.flatten(1), std.flatten(1)], 2)  # (N, C, 2)
         z = (style * self.cfc).sum(2)  # (N, C)
-        return sigmoid_gate(self.bn(z.reshape(mean.shape)), self.init)
+        gate = sigmoid_gate(self.bn(z.reshape(mean.shape)), self.init)
+        return unbatched(gate, x, len(self.dims))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""

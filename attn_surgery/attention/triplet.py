@@ -50,8 +50,8 @@ class TripletAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every element: ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
-        rows = self.cw.gate(x.transpose(1, 2)).transpose(1, 2)  # (N, C, 1, W)
-        columns = self.hc.gate(x.transpose(1, 3)).transpose(1, 3)  # (N, C, H, 1)
+        rows = self.cw.gate(x.transpose(-3, -2)).transpose(-3, -2)  # (N, C, 1, W)
+        columns = self.hc.gate(x.transpose(-3, -1)).transpose(-3, -1)  # (N, C, H, 1)
         if self.hw is not None:
             return x * ((self.hw.gate(x) + rows + columns) / 3)
         return x * ((rows + columns) / 2)
