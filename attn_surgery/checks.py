@@ -38,6 +38,8 @@ def check_host(model: object) -> None:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the host that DDP or ``torch.compile``, in which no surgery is done, hold as it is.
 
+    ``nn.DataParallel``, which can be operated on as any other module, stays.
+
     Example:
         >>> host = nn.Linear(1, 1)
         >>> unwrapped(torch.compile(host)) is host

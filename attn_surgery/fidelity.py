@@ -221,7 +221,11 @@ def _resolve_attributes(
     """Judge the attributes that a function may read off the block; yield the methods among them."""
     found.watched |= code.attributes - {"training"}
     own = vars(block)
-    children = [each for name, each in block._modules.items() if each and name in code.attributes]
+    children = [
+        each
+        for name, each in block._modules.items()
+        if each is not None and name in code.attributes
+    ]
     for name in sorted(code.attributes - {"training"}):
         yield from _methods(block, name)
         if name in own:

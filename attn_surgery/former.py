@@ -55,7 +55,9 @@ def formers(holder: nn.Module, attentions: Iterable[str]) -> list[Former]:
 
 def slots(holder: nn.Module) -> list[str]:
     """Return the names of the children of ``holder`` that stand where another one was."""
-    children = ((name, former_of(child)) for name, child in holder._modules.items() if child)
+    children = (
+        (name, former_of(child)) for name, child in holder._modules.items() if child is not None
+    )
     return [name for name, former in children if former is not None and former.is_slot]
 
 

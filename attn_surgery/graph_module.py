@@ -25,7 +25,7 @@ def graph_attentions(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the attention children that the graph of ``module`` took in."""
     # the mark is on the attention: copies and pickles of a GraphModule drop marks on itself
     children = module._modules.items()
-    return tuple(name for name, child in children if child and _MARK in vars(child))
+    return tuple(name for name, child in children if child is not None and _MARK in vars(child))
 
 
 def graph_with_attention(module: fx.GraphModule, insertions: list[Insertion]) -> fx.Graph:

@@ -26,7 +26,7 @@ from attn_surgery.files import write_whole
 from attn_surgery.fingerprint import check_same, digest, forms, text_digest
 from attn_surgery.former import succession
 from attn_surgery.origin import origin_of, surgeries
-from attn_surgery.sites import Plan
+from attn_surgery.sites import Plan, Site
 from attn_surgery.surgery import inserted, remove, repeat
 from attn_surgery.transaction import all_or_nothing
 
@@ -61,13 +61,15 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
     """Write what surgery added to ``model``, and nothing of the host unless asked.
 
     Args:
-        model: A host that was operated on, which may be wrapped in DDP or ``torch.compile`` since.
+        model: A host that was operated on, which may be wrapped in DDP, DataParallel or
+            ``torch.compile`` since.
         path: The file, ``.safetensors`` by custom.
         host: Which tensors of the host to write as well, because training changed them:
             ``"norms"`` (weights, biases and running statistics), ``"head"`` (the linear layers
             after the last convolution), ``"all"``, an fnmatch pattern over tensor names, or a list
-            of these; None for none. What attention took the place of is never written: after
-            ``"all"`` it may be anything, otherwise it has to be there in the fresh host.
+            of these; None for none. A tensor that has several names is written by all of them.
+            What attention took the place of is never written: after ``"all"`` it may be anything,
+            otherwise it has to be there in the fresh host.
 
     Raises:
         SurgeryError: There is no attention, one cannot be described as data, the host is part of
@@ -82,12 +84,11 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
         >>> list(attn_surgery.inserted(attn_surgery.load(fresh, path)))
         ['layer4.0.attn', 'layer4.1.attn']
     """
-    model = unwrapped(model)
-    attentions = inserted(model)
-    if not attentions:
+    if not inserted(model):
         raise SurgeryError("there is no attention to be saved: the model was not operated on")
-    _check_in_place(attentions)
-    own, hosts = _parted(model)
+    model = _host_in(model)
+    attentions = inserted(model)
+    own, _, hosts = _parted(model)
     kept = _selected(model, hosts, host)
     tensors = {**own, **kept}
     plans = surgeries(each for one in attentions.values() for each in succession(one))
@@ -109,22 +110,47 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
     write_whole(Path(path), safetensors_bytes(compact, metadata))
 
 
-def _check_in_place(attentions: Mapping[str, nn.Module]) -> None:
-    """Refuse attention whose surgery is not known, or was on another model than this.
+def _host_in(model: nn.Module) -> nn.Module:
+    """Return what was operated on, out of what was wrapped around it since.
 
     Raises:
-        SurgeryError: There is such a one.
+        SurgeryError: Some attention does not know its surgery, or that was on another model.
     """
-    for path, attention in attentions.items():
+    host = unwrapped(model)
+    fault = _misplaced(host)
+    # unlike DDP it can be operated on; then its attention lies in blocks below "module"
+    if isinstance(host, nn.DataParallel) and (fault or not _is_operated_as_whole(host)):
+        return _host_in(host.module)
+    if fault:
+        raise SurgeryError(fault)
+    return host
+
+
+def _is_operated_as_whole(model: nn.DataParallel) -> bool:
+    origins = map(origin_of, inserted(model).values())
+    return all(origin and f"{origin.site.block}.".startswith("module.") for origin in origins)
+
+
+def _misplaced(model: nn.Module) -> str:
+    """Tell which attention cannot be inserted again where it is, if one cannot, and why."""
+    places = _places(model)
+    for path, attention in inserted(model).items():
         origin = origin_of(attention)
         if origin is None:
-            raise SurgeryError(f"{path!r} does not know its origin: it cannot be inserted again")
-        block = origin.site.block
-        if block and not path.startswith(f"{block}."):
-            raise SurgeryError(
-                f"{path!r} was inserted into {block!r}: the host is part of another model since; "
-                "save the host itself"
+            return f"{path!r} does not know its origin: it cannot be inserted again"
+        if not any(_is_of(each, origin.site) for each in places[attention]):
+            return (
+                f"{path!r} was inserted into {origin.site.block or '(the host)'!r}: the host is "
+                "part of another model since; save the host itself"
             )
+    return ""
+
+
+def _is_of(path: str, site: Site) -> bool:
+    """Tell whether a surgery at ``site`` can have put an attention at ``path``."""
+    if site.method == "rewrite":
+        return path.rpartition(".")[0] == site.block
+    return not site.block or path.startswith(f"{site.block}.")
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -149,8 +175,9 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     state = model.state_dict()
     check_same(f"{path} was made for another host", forms(state), content.host_forms)
     rehearsal = _operated(meta_copy(model), content)
-    own, _ = _parted(rehearsal)
-    expected = forms({**{key: state[key] for key in tensors if key in state}, **own})
+    own, again, _ = _parted(rehearsal)
+    known = {**state, **again}
+    expected = forms({**{key: known[key] for key in tensors if key in known}, **own})
     check_same(f"{path} does not hold what its surgery needs", forms(tensors), expected)
     digests = {key: digest(state[key]) for key in content.host_digests}
     _check_weights(path, digests, content.host_digests)
@@ -180,18 +207,29 @@ def _check_weights(path: str | Path, seen: Mapping[str, str], expected: Mapping[
         )
 
 
-def _parted(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the state of the attentions, and the rest."""
-    prefixes = tuple(f"{path}." for path in inserted(model))
+def _parted(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the state of the attentions, the same by other paths to them, and the rest."""
+    first = tuple(f"{path}." for path in inserted(model))
+    every = tuple(f"{path}." for paths in _places(model).values() for path in paths)
     state = model.state_dict()
-    own = {key: value for key, value in state.items() if key.startswith(prefixes)}
-    return own, {key: value for key, value in state.items() if key not in own}
+    own = {key: value for key, value in state.items() if key.startswith(first)}
+    again = {k: v for k, v in state.items() if k.startswith(every) and k not in own}
+    return own, again, {k: v for k, v in state.items() if not k.startswith(every)}
+
+
+def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return every path to each attention: as in a state dict, one for each way there is."""
+    places: dict[nn.Module, list[str]] = {each: [] for each in inserted(model).values()}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if module in places:
+            places[module].append(path)
+    return places
 
 
 def _selected(
     model: nn.Module, hosts: Mapping[str, Tensor], asked: str | Sequence[str] | None
 ) -> dict[str, Tensor]:
-    """Return the host's tensors that are to be written."""
+    """Return the host's tensors that are to be written, by every name that they have."""
     words = [asked] if isinstance(asked, str) else list(asked or ())
     chosen: set[str] = set()
     for word in words:
@@ -202,7 +240,14 @@ def _selected(
                 f"names such as {next(iter(hosts), 'conv1.weight')!r}"
             )
         chosen |= found
-    return {key: value for key, value in hosts.items() if key in chosen}
+    tied = {_memory(hosts[key]) for key in chosen}
+    return {k: v for k, v in hosts.items() if k in chosen or _memory(v) in tied}
+
+
+def _memory(tensor: Tensor) -> object:
+    """Return what is the same for tensors that one change changes alike."""
+    where = tensor.data_ptr() or id(tensor)  # those of no elements share an address
+    return where, tensor.device, tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _answers(key: str, word: str, model: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import attn_surgery
-from attn_surgery import SurgeryError, files
+from attn_surgery import SurgeryError, files, saving
 from attn_surgery.attention import registry
 from attn_surgery.models import load_model
 
@@ -258,7 +258,7 @@ def test_what_is_compiled(saved, fresh, tmp_path):
         attn_surgery.load(compiled(fresh()), file)
 
 
-@pytest.mark.parametrize("around", [nn.DataParallel, lambda host: nn.Sequential(nn.ReLU(), host)])
+@pytest.mark.parametrize("around", [nn.Sequential, lambda host: nn.Sequential(nn.ReLU(), host)])
 def test_a_host_within_another_model(saved, fresh, tmp_path, around):
     model, file = around(attn_surgery.load(fresh(), saved)), tmp_path / "file"
     with pytest.raises(SurgeryError, match=r"was inserted into .*: the host is part of another"):
@@ -319,3 +319,220 @@ def test_the_description_is_json_and_holds_the_plan(saved):
     (surgery,) = content["surgeries"]
     assert surgery["init"] == "identity"
     assert [site["block"] for site in surgery["plan"]["sites"]] == ["layer4.0", "layer4.1"]
+
+
+# A module in two places: one object, and two names in a state dict
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.a = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.b = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.b(self.norm(self.a(x)).relu())
+
+
+class Deciding(Residual):
+    """Cannot be rewritten: the attention goes to a child."""
+
+    def forward(self, x):
+        return x + self.b(self.norm(self.a(x)).relu()) if x.sum() == x.sum() else x
+
+
+class Decoder(nn.Module):
+    def __init__(self, encoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.encoder = encoder  # only to read its widths
+        self.out = head
+
+    def forward(self, x):
+        return self.out(x.mean((2, 3)))
+
+
+class Net(nn.Module):
+    """An encoder in three places, a block that runs twice, a tied weight, a head in two places."""
+
+    def __init__(self, block: type[nn.Module] = Residual):
+        super().__init__()
+        head = nn.Linear(8, 8)
+        block_of_both = block(8)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), block(8), block_of_both, block_of_both
+        )
+        self.decoder = Decoder(self.encoder, head)
+        self.parts = nn.ModuleList([self.encoder, self.decoder])
+        self.again = nn.Linear(8, 8, bias=False)
+        self.again.weight = head.weight
+
+    def forward(self, x):
+        return self.again(self.decoder(self.encoder(x)))
+
+
+class Listed(nn.Module):
+    """Lists its blocks' children before the blocks themselves."""
+
+    def __init__(self):
+        super().__init__()
+        block = Residual(3)
+        self.norms = nn.ModuleList([block.norm])
+        self.convolutions = nn.ModuleList([block.a, block.b])
+        self.block = block
+
+    def forward(self, x):
+        return self.block(x)
+
+
+def twice(model: nn.Module, path, host, make) -> nn.Module:
+    """Save, and load into another one like it, which has the same numbers only where it must."""
+    attn_surgery.save(model, path, host=host)
+    again = make()
+    if host is None:
+        again.load_state_dict(attn_surgery.remove(copy.deepcopy(model)).state_dict())
+    return attn_surgery.load(again, path)
+
+
+class TestShared:
+    @pytest.mark.parametrize("host", [None, "all", ["all", "norms"], "*"])
+    @pytest.mark.parametrize("attention", ["se", "cbam", "simam"])
+    @pytest.mark.parametrize("block", [Residual, Deciding])
+    def test_round_trip(self, tmp_path, host, attention, block):
+        model = attn_surgery.apply(Net(block), attention).eval()
+        assert len(attn_surgery.inserted(model)) == 2
+        trained(model, list(model.parameters()))
+        again = twice(model, tmp_path / "file", host, lambda: Net(block)).eval()
+        assert list(again.state_dict()) == list(model.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(*states(again, model), strict=True))
+        assert torch.equal(again(X), model(X))
+
+    def test_each_attention_is_written_once(self, tmp_path):
+        model = attn_surgery.apply(Net(), "se")
+        attn_surgery.save(model, tmp_path / "se")
+        with safe_open(tmp_path / "se", "pt") as file:
+            assert {key.rpartition(".attn.")[0] for key in file.keys()} == {  # noqa: SIM118
+                "encoder.1",
+                "encoder.2",
+            }
+
+    @pytest.mark.parametrize(
+        ("host", "changed"),
+        [
+            ("norms", ["encoder.1.norm.weight"]),
+            ("head", ["again.weight", "decoder.out.bias"]),
+            ("decoder.*", ["encoder.0.weight", "again.weight"]),
+            (["again.weight", "parts.0.2.b.*"], ["decoder.out.weight", "encoder.3.b.bias"]),
+        ],
+    )
+    def test_a_part_of_the_host_by_one_of_its_names(self, tmp_path, host, changed):
+        plain, path = Net(), tmp_path / "file"
+        model = attn_surgery.apply(copy.deepcopy(plain), "cbam").eval()
+        with torch.no_grad():
+            for key in changed:
+                model.get_parameter(key).add_(1)
+        attn_surgery.save(model, path)
+        with pytest.raises(SurgeryError, match="other weights"):
+            attn_surgery.load(copy.deepcopy(plain), path)
+        attn_surgery.save(model, path, host=host)
+        again = attn_surgery.load(copy.deepcopy(plain), path).eval()
+        assert torch.equal(again(X), model(X))
+
+    def test_tied_attentions(self, tmp_path):
+        model = attn_surgery.apply(Net(), "se").eval()
+        first, second = (cast(Any, each) for each in attn_surgery.inserted(model).values())
+        second.fc1.weight = first.fc1.weight
+        moved_alone(model)
+        again = twice(model, tmp_path / "file", None, Net).eval()
+        assert torch.equal(again(X), model(X))
+
+    @pytest.mark.parametrize("position", ["standard", "mid", "post"])
+    def test_children_that_are_listed_before_their_block(self, tmp_path, position):
+        model = moved_alone(attn_surgery.apply(Listed(), "se", position=position)).eval()
+        for host in (None, "all"):
+            again = twice(model, tmp_path / "file", host, Listed).eval()
+            assert torch.equal(again(X), model(X))
+
+    def test_a_list_that_was_made_after_the_surgery(self, tmp_path):
+        class Later(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = Residual(3)
+
+            def forward(self, x):
+                return self.block(x)
+
+        model = attn_surgery.apply(Later(), "se")
+        model.attentions = nn.ModuleList(attn_surgery.inserted(model).values())
+        with pytest.raises(SurgeryError, match=r"made for another host: missing: attentions\.0"):
+            twice(model, tmp_path / "file", "all", Later)
+
+    @pytest.mark.parametrize("host", ["all", "norms"])
+    def test_a_file_with_the_attention_by_every_name(self, tmp_path, host, monkeypatch):
+        """As earlier versions wrote them, and refused to load them."""
+
+        def parted(model):
+            prefixes = tuple(f"{path}." for path in attn_surgery.inserted(model))
+            state = model.state_dict()
+            own = {key: value for key, value in state.items() if key.startswith(prefixes)}
+            return own, {}, {key: value for key, value in state.items() if key not in own}
+
+        plain = Net()
+        model = moved_alone(attn_surgery.apply(copy.deepcopy(plain), "cbam")).eval()
+        with monkeypatch.context() as patched:
+            patched.setattr(saving, "_parted", parted)
+            attn_surgery.save(model, tmp_path / "file", host=host)
+        with safe_open(tmp_path / "file", "pt") as file:
+            assert any(key.startswith("parts.0.1.attn") for key in file.keys())  # noqa: SIM118
+        again = attn_surgery.load(copy.deepcopy(plain), tmp_path / "file").eval()
+        assert torch.equal(again(X), model(X))
+
+
+class TestWrapped:
+    def test_in_data_parallel(self, saved, fresh, tmp_path):
+        model = attn_surgery.load(fresh(), saved)
+        compiled: Any = torch.compile
+        for around in (nn.DataParallel, lambda m: compiled(nn.DataParallel(compiled(m)))):
+            attn_surgery.save(around(model), tmp_path / "file", host="head")
+            assert (tmp_path / "file").read_bytes() != saved.read_bytes()
+            again = attn_surgery.load(fresh(), tmp_path / "file")
+            assert torch.equal(again(X), model(X))
+
+    @pytest.mark.parametrize("name", ["a host that is the block", "a host with a child called so"])
+    def test_a_wrapper_is_told_from_a_host(self, tmp_path, name):
+        def make() -> nn.Module:
+            return Residual(3) if "block" in name else nn.DataParallel(Residual(3)).cpu()
+
+        model = moved_alone(attn_surgery.apply(make(), "se")).eval()
+        attn_surgery.save(nn.DataParallel(model), tmp_path / "file", host="all")
+        again = attn_surgery.load(make(), tmp_path / "file").eval()
+        assert again.state_dict().keys() == model.state_dict().keys()
+        assert torch.equal(again(X), model(X))
+
+    def test_a_block_within_another_model(self, tmp_path):
+        model = nn.Sequential(nn.ReLU(), attn_surgery.apply(Residual(3), "se"))
+        with pytest.raises(SurgeryError, match=r"into '\(the host\)': the host is part of another"):
+            attn_surgery.save(model, tmp_path / "file")
+
+    def test_inserted_and_remove(self, fresh):
+        model = attn_surgery.apply(fresh(), "se", where="layer4.*")
+        wrapped = nn.DataParallel(model)
+        assert list(attn_surgery.inserted(wrapped)) == [
+            "module.layer4.0.attn",
+            "module.layer4.1.attn",
+        ]
+        assert attn_surgery.remove(wrapped) is wrapped
+        assert attn_surgery.inserted(model) == {}
+        assert torch.equal(wrapped(X), fresh()(X))
+
+
+def test_a_child_without_a_truth(tmp_path):
+    class Unsized(nn.Conv2d):
+        def __len__(self):
+            raise TypeError("has no length")
+
+    model = Residual(3)
+    model.extra = Unsized(3, 3, 3, padding=1)
+    assert attn_surgery.inserted(model) == {}
+    attn_surgery.save(attn_surgery.apply(model, "se"), tmp_path / "file")
+    assert attn_surgery.inserted(attn_surgery.remove(model)) == {}
