@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 
 
 class SurgeryError(ValueError):
-    """A surgery that cannot be done: what, where, what was seen, what to do.
+    """Something that cannot be done as asked: what, where, what was seen, what to do.
 
-    The host is untouched whenever this is raised.
+    A surgery that raises this, be it `plan`, `apply` or `load`, leaves the host as it was. From
+    `attn_surgery.finetune` it may come in the middle of a training, in which the model has moved.
 
     Example:
         >>> raise SurgeryError("unknown attention 'cbma'; did you mean 'cbam'?")

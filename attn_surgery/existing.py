@@ -83,13 +83,6 @@ def held_outside(flow: Flow, found: list[Residual]) -> Iterator[Held]:
                     break
 
 
-def _pools_and_squashes(flow: Flow, source: fx.Node, gate: fx.Node) -> bool:
-    if not flow.depends(gate, source) or not looks_around(flow, source, gate):
-        return False
-    kinds = {flow.kind(each) for each in flow.between(source, gate)}
-    return Kind.SIGMOID in kinds and not kinds.isdisjoint({Kind.POOL, Kind.REDUCE})
-
-
 def encloses(flow: Flow, outer: Residual, inner: Residual) -> bool:
     """Tell whether ``inner`` lies in the branch of ``outer``."""
     return (

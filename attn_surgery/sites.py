@@ -16,20 +16,25 @@ from attn_surgery.errors import SurgeryError
 
 @dataclass(frozen=True)
 class Site:
-    """A place in one residual block, at the end of its branch.
+    """A place for attention, in a residual block or, if asked for, at another module's output.
 
     Attributes:
         block: Dotted path of the block in the host; "" where the host itself is the block.
         block_type: The name of the block's class.
         after: What the attention receives, as the block's own forward sees it: the path of a
-            child, or the name of the function where no child produces it.
+            child, or the name of the function or argument where no child produces it.
         channels: C of the maps ``(N, C, *spatial)`` there.
         spatial_dims: How many spatial dims they have: 1, 2 or 3.
         existing: The path, inside the block, of an attention that the branch already holds, or
             None.
-        method: ``rewrite`` (the block's forward is generated anew with the attention in it),
-            ``attach`` (the output of a child passes through the attention) or ``swap`` (the
-            attention takes the place of the one that is a child).
+        method: How the attention gets there; "" where it cannot:
+
+            - ``rewrite``: the block's forward is generated anew with the attention in it. (Should
+              what that forward reads be changed later so that it cannot be generated again, hooks
+              pass the output of the child through the attention instead.)
+            - ``attach``: the block's forward stays as it is; the output of a child or of the block
+              itself, or the input of a child, passes through the attention.
+            - ``swap``: the attention takes the place, and the name, of the one that is a child.
         reason: Why the site is skipped; "" where it is to be cut.
     """
 
@@ -62,11 +67,13 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every site of a host in forward order.
+    """The sites of a host: those to be cut, in forward order, and those that are skipped.
 
     Attributes:
         sites: The sites to be cut.
-        skipped: The rest, each with its ``reason``.
+        skipped: The rest, each with its ``reason``, and modules that add and convolve but whose
+            forward could not be followed. (At the position ``output`` every module is a site, and
+            those that were not asked for are left out.)
         assignments: The attention for each of ``sites``.
         position: Where in the blocks the attention goes, as `attn_surgery.apply` takes it.
         existing: What is done about attention that is there, as `attn_surgery.apply` takes it.

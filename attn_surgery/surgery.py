@@ -37,16 +37,32 @@ def plan(
 
     Args:
         model: The host.
-        attention: A name in ``available()``, a callable ``(channels, **options) -> nn.Module``, or
-            a mapping from patterns over block paths to either; the first match wins.
-        where: None (every site), an fnmatch pattern over block paths, a list of patterns, or a
-            function ``Site -> bool``.
-        position: ``standard``: at the end of the branch, before the addition.
-        existing: What to do where a branch holds an attention already: ``skip`` or ``stack``.
+        attention: One of these:
+
+            - a name in ``available()``;
+            - a callable ``(channels, **options) -> nn.Module``;
+            - a mapping from fnmatch patterns over block paths to either, or to a pair of either
+              and its own options, ``("se", {"reduction": 8})``; the first match wins, and a block
+              that none matches is skipped;
+            - a `Plan`, which brings its own position, treatment of existing attention and options.
+        where: Which sites: None for all, an fnmatch pattern over block paths, a list of patterns,
+            a choice of `attn_surgery.choosing`, or a function ``Site -> bool``.
+        position: Which value the attention receives:
+
+            - ``standard``: the end of the branch, before the addition;
+            - ``pre``: what enters the branch;
+            - ``post``: the sum, after the activation that follows it;
+            - ``identity``: the end of the shortcut, before the addition;
+            - ``mid``: the branch after its last spatial convolution that another transform follows;
+            - ``output``: what the modules return that ``where``, which has to be given, names,
+              residual blocks or not.
+        existing: What to do about attention that is there already: ``skip`` its site, ``stack``
+            the new one on it, or ``replace`` it, in a residual block or not. Only at the position
+            ``standard`` can it be replaced.
         **options: Passed to the attention.
 
     Returns:
-        The sites to be cut and the skipped ones, in forward order.
+        The sites to be cut, in forward order, and those that are skipped, each with its reason.
 
     Raises:
         SurgeryError: The host or an argument cannot be used; the message says what to do.
@@ -79,14 +95,15 @@ def apply(
     init: str = "identity",
     **options: Any,
 ) -> nn.Module:
-    """Insert attention into the residual blocks of ``model``, in place.
+    """Insert attention where ``plan`` with the same arguments says, in place.
 
     Every key, parameter object, hook and attribute of the host stays. With ``init="identity"`` its
-    function does, too, bit for bit, in train and in eval mode.
+    function does, too, bit for bit, in train and in eval mode. What ``existing="replace"`` takes
+    the place of goes with its keys and its function, until ``remove``.
 
     Args:
         model: The host.
-        attention: As for ``plan``.
+        attention: As for ``plan``; a plan is carried out as it was made.
         where: As for ``plan``.
         position: As for ``plan``.
         existing: As for ``plan``.
@@ -172,6 +189,8 @@ def _restored(model: nn.Module) -> nn.Module:
 
 def inserted(model: nn.Module) -> dict[str, nn.Module]:
     """Return the attention modules that ``apply`` put in, by their dotted paths.
+
+    Each is there once, by the first path to it, where a module is held in several places.
 
     Example:
         >>> import torchvision, attn_surgery

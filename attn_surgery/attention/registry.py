@@ -41,7 +41,8 @@ def register(
     A builder is called as ``builder(channels, **options)`` and returns a module that maps
     ``(N, C, *spatial)`` to ``(N, C, *spatial)``. One whose signature names ``spatial_dims`` (1, 2
     or 3) or ``init`` (``identity`` or ``paper``) gets them, and one that names ``init`` has to
-    start as the identity by itself. The others get their identity start from outside.
+    start as the identity by itself. The others get their identity start from outside, and where
+    trying shows that they fail on an empty batch or on ``(C, *spatial)``, they are made to take it.
 
     Args:
         name: The name, not taken so far.
