@@ -1,10 +1,5 @@
 """Random residual networks whose true sites are known: the building blocks, and how to draw them.
 
-Wherever a branch F ends, the source of the generated block says so: it passes the value through
-``Marked.ends_here``, which hands it on untouched and leaves no step in a trace. Two other ways of
-running the same source give the truth that the engine is held to: ``true_sites`` writes down
-every end that is passed, and ``gated`` scales the branch there, as an attention would.
-
 A block is put together from one class per dimension (addition, scale, drop, branch, shortcut), so
 that every forward is ordinary source and holds nothing that its own spelling does not need.
 """
@@ -15,219 +10,44 @@ import functools
 import operator
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from generated_containers import CONTAINERS
+from generated_hosts import CONDITIONED, HOSTS
+from generated_layers import (
+    AVG_POOL,
+    BATCH_NORM,
+    CONV,
+    CONVS,
+    F_CONV,
+    GLOBAL_POOL,
+    MAX_POOL,
+    NORMS,
+    NORMS_2D,
+    SIZES,
+    Marked,
+    Residual,
+    Shape,
+    basic_layers,
+    conv,
+    keeps_shape,
+    norm,
+)
+from generated_maps import (
+    DOUBTFUL,
+    DOUBTFUL_BRANCHES,
+    MAP_BRANCHES,
+    MAP_DECOYS,
+    MAP_ENDS_IN_CHILD,
+    MAP_UNITS,
+)
 from hypothesis import strategies as st
-from timm.layers.norm import LayerNorm2d
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.ao.nn.quantized import FloatFunctional
-from torch.nn.utils import parametrizations
-
-SIZES = {1: (8,), 2: (8, 8), 3: (4, 4, 4)}
-"""Spatial size of the input, by the number of spatial dims."""
-CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-INSTANCE_NORM = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-AVG_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-MAX_POOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
-GLOBAL_POOL = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
-F_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-# The truth
-
-
-class Marked(nn.Module):
-    """A module that says where a branch ends."""
-
-    def ends_here(self, f: Any, after: str | None = None, up: int = 0, order: int = 0) -> Any:
-        """Return ``f``, the end of a branch F.
-
-        Args:
-            f: The end.
-            after: The path of the child of the block that made it; None where a function did.
-            up: How many modules up the block is: 0 where this module is the block.
-            order: Tells apart the ends that the same child makes in one block.
-        """
-        return f
-
-
-@dataclass(frozen=True)
-class TrueSite:
-    """What a plan has to find."""
-
-    block: str
-    after: str | None
-    channels: int
-    spatial_dims: int
-    order: int = 0
-
-
-def true_sites(model: nn.Module, *inputs: Any) -> list[TrueSite]:
-    """Run ``model`` and return the end of every branch that was passed, in order."""
-    paths = {module: path for path, module in reversed(list(model.named_modules()))}
-    found: list[TrueSite] = []
-
-    def note(
-        self: Marked, f: Tensor, after: str | None = None, up: int = 0, order: int = 0
-    ) -> Tensor:
-        path = paths[self].split(".")
-        block = ".".join(path[: len(path) - up])
-        found.append(TrueSite(block, after, f.shape[1], f.dim() - 2, order))
-        return f
-
-    with _ending(note), torch.no_grad():
-        model(*inputs)
-    return found
-
-
-@contextmanager
-def gated(gate: Tensor) -> Iterator[None]:
-    """Scale every branch F by ``gate`` at its end, as an attention with a constant gate would."""
-
-    def scale(self: Marked, f: Tensor, *where: Any, **more: Any) -> Tensor:
-        return f * gate
-
-    with _ending(scale):
-        yield
-
-
-@contextmanager
-def _ending(ends_here: Any) -> Iterator[None]:
-    plain = Marked.ends_here
-    Marked.ends_here = ends_here
-    try:
-        yield
-    finally:
-        Marked.ends_here = plain
-
-
-# Layers
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the layers of one block have to fit."""
-
-    dims: int
-    inward: int
-    outward: int
-    stride: int = 1
-    norm: str = "batch"
-    conv: str = "plain"
-
-    def same(self) -> Shape:
-        """Return the shape of a layer that follows the first one."""
-        return Shape(self.dims, self.outward, self.outward, 1, self.norm, self.conv)
-
-
-class StandardisedConv2d(nn.Conv2d):
-    """Weight standardisation (Qiao et al. 2019, arXiv:1903.10520)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        weight = weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5)
-        return F.conv2d(
-            input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
-
-
-class FrozenNorm(nn.Module):
-    """A batch norm whose statistics are buffers, spelled out."""
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, channels: int, dims: int):
-        super().__init__()
-        shape = (1, channels, *[1] * dims)
-        self.register_buffer("weight", torch.rand(shape) + 0.5)
-        self.register_buffer("bias", torch.randn(shape))
-        self.register_buffer("mean", torch.randn(shape) / 10)
-        self.register_buffer("variance", torch.rand(shape) + 0.5)
-
-    def forward(self, x: Any) -> Any:
-        scale = self.weight * (self.variance + 1e-5).rsqrt()
-        return x * scale + (self.bias - self.mean * scale)
-
-
-def conv(
-    shape: Shape, kernel: int = 3, *, inward: int = 0, outward: int = 0, **more: Any
-) -> nn.Module:
-    """Make a convolution that keeps the size, but for the stride in ``more``."""
-    make = CONV[shape.dims]
-    if shape.conv == "standardised" and shape.dims == 2 and kernel == 3:
-        make = StandardisedConv2d
-    made = make(
-        inward or shape.inward,
-        outward or shape.outward,
-        kernel,
-        padding=kernel // 2,
-        **more,
-    )
-    return parametrizations.weight_norm(made) if shape.conv == "weight_norm" else made
-
-
-def norm(shape: Shape, channels: int = 0) -> nn.Module:
-    """Make a norm for the outward channels, of the drawn kind."""
-    channels, dims = channels or shape.outward, shape.dims
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "batch": lambda: BATCH_NORM[dims](channels),
-        "group": lambda: nn.GroupNorm(2, channels),
-        "instance": lambda: INSTANCE_NORM[dims](channels, affine=True),
-        "frozen": lambda: FrozenNorm(channels, dims),
-        "torchvision_frozen": lambda: torchvision.ops.FrozenBatchNorm2d(channels),
-        "layer": lambda: LayerNorm2d(channels),
-    }
-    return makers[shape.norm]()
-
-
-NORMS = ("batch", "group", "instance", "frozen")
-NORMS_2D = (*NORMS, "torchvision_frozen", "layer")
-CONVS = ("plain", "plain", "weight_norm", "standardised")
-
-
-class Residual(Marked):
-    """``out = finish(drop(scale(F(x))) + S(x))``: what the classes below are put together to."""
-
-    def __init__(self, shape: Shape, final: str):
-        super().__init__()
-        self.make_branch(shape)
-        self.make_shortcut(shape)
-        self.make_scale(shape)
-        self.make_drop(shape)
-        self.make_addition(shape)
-        self.out: nn.Module = {"none": nn.Identity(), "relu": nn.ReLU(inplace=True)}[final]
-
-    def make_branch(self, shape: Shape) -> None: ...
-    def make_shortcut(self, shape: Shape) -> None: ...
-    def make_scale(self, shape: Shape) -> None: ...
-    def make_drop(self, shape: Shape) -> None: ...
-    def make_addition(self, shape: Shape) -> None: ...
-
-    def branch(self, x: Any) -> Any:
-        raise NotImplementedError
-
-    def shortcut(self, x: Any) -> Any:
-        return x
-
-    def scale(self, f: Any) -> Any:
-        return f
-
-    def drop(self, f: Any) -> Any:
-        return f
-
-    def end(self, x: Any) -> Any:
-        """Return F as the addition receives it."""
-        return self.drop(self.scale(self.branch(x)))
-
 
 # Branches F
 
@@ -470,19 +290,9 @@ class SqueezeExcite(nn.Module):
         return x * self.fc2(self.fc1(self.pool(x)).relu()).sigmoid()
 
 
-def _layers(shape: Shape) -> list[nn.Module]:
-    return [
-        conv(shape, stride=shape.stride, bias=False),
-        norm(shape),
-        nn.ReLU(),
-        conv(shape.same(), bias=False),
-        norm(shape),
-    ]
-
-
 class InSequential(Residual):
     def make_branch(self, shape: Shape) -> None:
-        self.body = nn.Sequential(*_layers(shape))
+        self.body = nn.Sequential(*basic_layers(shape))
 
     def branch(self, x: Any) -> Any:
         return self.ends_here(self.body(x), "body")
@@ -490,7 +300,7 @@ class InSequential(Residual):
 
 class InNestedSequential(Residual):
     def make_branch(self, shape: Shape) -> None:
-        first, *rest = _layers(shape)
+        first, *rest = basic_layers(shape)
         self.body = nn.Sequential(first, nn.Sequential(*rest, nn.Identity()))
 
     def branch(self, x: Any) -> Any:
@@ -499,7 +309,7 @@ class InNestedSequential(Residual):
 
 class InList(Residual):
     def make_branch(self, shape: Shape) -> None:
-        self.layers = nn.ModuleList(_layers(shape))
+        self.layers = nn.ModuleList(basic_layers(shape))
 
     def branch(self, x: Any) -> Any:
         for layer in self.layers:
@@ -510,7 +320,7 @@ class InList(Residual):
 class InDict(Residual):
     def make_branch(self, shape: Shape) -> None:
         names = ("first", "norm1", "act", "second", "norm2")
-        self.layers = nn.ModuleDict(dict(zip(names, _layers(shape), strict=True)))
+        self.layers = nn.ModuleDict(dict(zip(names, basic_layers(shape), strict=True)))
 
     def branch(self, x: Any) -> Any:
         f = self.layers["first"](x)
@@ -523,7 +333,7 @@ class Body(Marked):
 
     def __init__(self, shape: Shape, tail: str):
         super().__init__()
-        self.conv1, self.bn1, self.act, self.conv2, self.bn2 = _layers(shape)
+        self.conv1, self.bn1, self.act, self.conv2, self.bn2 = basic_layers(shape)
         self.drop = nn.Dropout(0.3)
         self.gamma = nn.Parameter(torch.rand(shape.outward, *[1] * shape.dims) + 0.5)
         self.tail = tail
@@ -658,6 +468,7 @@ ENDS_IN_CHILD = {
     "inception": Inception,
     "reparameterised": Reparameterised,
     "local feed-forward": LocalFeedForward,
+    **MAP_ENDS_IN_CHILD,
 }
 """Branches whose end one child makes, in one call."""
 BRANCHES: dict[str, type[Residual]] = {
@@ -666,6 +477,7 @@ BRANCHES: dict[str, type[Residual]] = {
     "final function": FinalFunction,
     "convnext": ConvNeXt,
     "functional": Functional,
+    **MAP_BRANCHES,
 }
 
 
@@ -780,20 +592,16 @@ class CatZeros(Strided):
         return torch.cat([x, torch.zeros_like(x)[:, : self.missing]], dim=1)
 
 
-def _is_same(shape: Shape) -> bool:
-    return shape.stride == 1 and shape.inward == shape.outward
-
-
 def _grows(shape: Shape) -> bool:
     return shape.inward < shape.outward <= 2 * shape.inward
 
 
 SHORTCUTS: dict[str, tuple[type[Residual], Callable[[Shape], bool]]] = {
-    "identity": (Residual, _is_same),
-    "optional": (Optional, _is_same),
-    "identity child": (IdentityChild, _is_same),
-    "scaled": (ScaledShortcut, _is_same),
-    "normed": (NormedShortcut, _is_same),
+    "identity": (Residual, keeps_shape),
+    "optional": (Optional, keeps_shape),
+    "identity child": (IdentityChild, keeps_shape),
+    "scaled": (ScaledShortcut, keeps_shape),
+    "normed": (NormedShortcut, keeps_shape),
     "projected": (Projected, lambda shape: True),
     "projected, normed": (ProjectedNormed, lambda shape: True),
     "pooled, projected": (PooledProjected, lambda shape: True),
@@ -1348,7 +1156,7 @@ class BlockSpec:
             DROPS[self.drop],
             SCALES[self.scale],
             SHORTCUTS[self.shortcut][0],
-            BRANCHES[self.branch],
+            {**BRANCHES, **DOUBTFUL_BRANCHES}[self.branch],
         )
         block = _put_together(bases)(self.shape, self.final)
         if self.patched == "method":
@@ -1362,8 +1170,10 @@ class BlockSpec:
 
 @functools.cache
 def _put_together(bases: tuple[type[Residual], ...]) -> type[Residual]:
+    """Make the class, where ``pickle`` finds it."""
     parts = tuple(dict.fromkeys(base for base in bases if base is not Residual))
-    return type("Block", parts, {})
+    name = "".join(["Block", *(part.__name__ for part in parts)])
+    return globals().setdefault(name, type(name, parts, {"__module__": __name__}))
 
 
 def _plain_forward(self: Residual, x: Any) -> Any:
@@ -1470,7 +1280,7 @@ class TwoAdditions(Marked):
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.first = nn.Sequential(*_layers(shape))
+        self.first = nn.Sequential(*basic_layers(shape))
         self.conv = conv(shape)
         self.act = nn.GELU()
         self.last = conv(shape, 1)
@@ -1485,7 +1295,7 @@ class SameChildTwice(Marked):
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.body = nn.Sequential(*_layers(shape))
+        self.body = nn.Sequential(*basic_layers(shape))
 
     def forward(self, x: Any) -> Any:
         x = F.relu(x + self.ends_here(self.body(x), "body"))
@@ -1518,6 +1328,8 @@ UNITS: dict[str, Callable[[Shape], nn.Module]] = {
     "two additions": TwoAdditions,
     "same child twice": SameChildTwice,
     "transformer-like": TransformerLike,
+    **CONTAINERS,
+    **MAP_UNITS,
 }
 
 
@@ -1535,7 +1347,7 @@ class RepVGG(nn.Module):
         self.point = nn.Sequential(
             conv(shape, 1, stride=shape.stride, bias=False), BATCH_NORM[shape.dims](shape.outward)
         )
-        same = _is_same(shape)
+        same = keeps_shape(shape)
         self.identity = BATCH_NORM[shape.dims](shape.outward) if same else None
 
     def forward(self, x: Any) -> Any:
@@ -1898,6 +1710,7 @@ DECOYS: dict[str, Callable[[Shape], nn.Module]] = {
     "embedded": Embedded,
     "dense": Dense,
     "gate": Gate,
+    **MAP_DECOYS,
 }
 PLAIN = ("repvgg", "dense", "biased", "cbam", "gate")
 """Decoys that may stand inside a group without making its own branch doubtful."""
@@ -1905,13 +1718,21 @@ PLAIN = ("repvgg", "dense", "biased", "cbam", "gate")
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """A block of its own kind, or a decoy, by name."""
+    """A block of its own kind, a decoy, or what may be either, by name."""
 
     shape: Shape
     kind: str
 
     def build(self) -> nn.Module:
-        return {**UNITS, **DECOYS}[self.kind](self.shape)
+        return {**UNITS, **DECOYS, **DOUBTFUL, **CONDITIONED}[self.kind](self.shape)
+
+
+ATTENDING = (
+    *("self-attending", "squeezed", "squeezed inline", "squeezed end"),
+    *("transformer-like", "cbam", "gate", "global context", "selective kernel"),
+    *("self-attention", "non-local"),
+)
+"""Branches, units and decoys with attention of their own."""
 
 
 # Nesting
@@ -2045,45 +1866,23 @@ Spec = BlockSpec | UnitSpec | NestSpec
 # Hosts
 
 
-class Stemmed(nn.Module):
-    """A stem, then parts."""
-
-    def __init__(self, dims: int, channels: int, parts: list[nn.Module]):
-        super().__init__()
-        self.stem = nn.Sequential(CONV[dims](3, channels, 3, padding=1), nn.ReLU(inplace=True))
-        self.parts = nn.Sequential(*parts)
-
-
-class Net(Stemmed):
-    def forward(self, x: Any) -> Any:
-        return self.parts(self.stem(x))
-
-
-class ListNet(Stemmed):
-    """Takes a list of images of any length, as detection models do, and returns a dict."""
-
-    def forward(self, images: Any) -> Any:
-        features = self.stem(torch.stack([image for image in images if image.dim() > 0]))
-        return {"features": self.parts(features), "count": len(images)}
-
-
-class TwoInputs(Stemmed):
-    """Adds what it made of one argument to another argument: no site."""
-
-    def forward(self, x: Any, other: Any) -> Any:
-        return self.parts(self.stem(x)) + other
-
-
-HOSTS = {"net": Net, "list net": ListNet, "two inputs": TwoInputs}
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """One host, drawn."""
+    """One host, drawn, and what happens to it once it was operated on."""
 
     host: str
     """A name in HOSTS; ``bare``: the parts alone; ``fx``: a ``GraphModule`` of them."""
     parts: tuple[Spec, ...]
+    copied: str = ""
+    """How it is copied: "", ``deepcopy`` or ``save``."""
+    changed: str = ""
+    """What befalls containers that were operated on: "" or a name in CHANGES."""
+    again: bool = False
+    """Whether it is operated on a second time."""
+    touched: bool = False
+    """Whether attributes are set to what they are."""
+    training: bool = True
+    """The mode in which it is looked at after all that, if it has both."""
 
     @property
     def shape(self) -> Shape:
@@ -2096,11 +1895,40 @@ class Recipe:
         x = torch.randn(2, channels, *SIZES[self.shape.dims], generator=generator)
         if self.host == "list net":
             return (list(x),)
+        if self.host == "conditioned":
+            return (x, torch.randn(2, 4, generator=generator))
+        if self.host == "optional pair":
+            return (None, x)
         return (x, torch.ones(())) if self.host == "two inputs" else (x,)
 
     def modes(self) -> tuple[bool, ...]:
         """Return the modes to run in: a ``GraphModule`` knows only the one it was traced in."""
         return (False,) if self.host == "fx" else (False, True)
+
+    def mode(self) -> tuple[bool, ...]:
+        """Return the one mode for what is not tried in both."""
+        return (self.training and self.host != "fx",)
+
+    def specs(self) -> Iterator[Spec]:
+        """Yield what it is made of, however deep."""
+        pending = list(self.parts)
+        while pending:
+            spec = pending.pop()
+            yield spec
+            pending += spec.parts if isinstance(spec, NestSpec) else ()
+
+    @property
+    def is_copied_whole(self) -> bool:
+        """Whether a copy of the host has nothing of the host: a closure keeps its block."""
+        return all(getattr(spec, "patched", "") != "closure" for spec in self.specs())
+
+    @property
+    def holds_attention(self) -> bool:
+        """Whether a branch may be said to hold attention of the host's own."""
+        return any(
+            spec.branch in ATTENDING if isinstance(spec, BlockSpec) else spec.kind in ATTENDING
+            for spec in self.specs()
+        )
 
     def source(self) -> nn.Module:
         """Build the host with fixed weights, but not as a ``GraphModule``."""
@@ -2118,10 +1946,15 @@ class Recipe:
 
 # How to draw them
 
+CHANGES = ("append", "delete", "replace", "insert")
+"""What a user may do with a container."""
+
 _CHANNELS = (4, 6, 8)
 
 
-def blocks(shape: Shape, *, traceable: bool = False) -> st.SearchStrategy[BlockSpec]:
+def blocks(
+    shape: Shape, *, traceable: bool = False, doubtful: bool = False
+) -> st.SearchStrategy[BlockSpec]:
     """Draw a block of the given shape.
 
     Args:
@@ -2129,6 +1962,7 @@ def blocks(shape: Shape, *, traceable: bool = False) -> st.SearchStrategy[BlockS
         traceable: Whether ``fx.symbolic_trace`` has to get through and keep all there is to know:
             it folds a norm that is spelled out in buffers to plain constants, and forgets that
             ``+=`` works in place.
+        doubtful: Whether the plan may leave it out: nothing around it can be known then.
     """
 
     @st.composite
@@ -2156,6 +1990,8 @@ def blocks(shape: Shape, *, traceable: bool = False) -> st.SearchStrategy[BlockS
         branches = [*ENDS_IN_CHILD] if needs_child else [*BRANCHES]
         if traceable:
             branches.remove("forward called")
+        elif doubtful and not needs_child:
+            branches += DOUBTFUL_BRANCHES
         patched = "" if needs_child else draw(st.sampled_from(["", "", "", "method", "closure"]))
         return BlockSpec(
             full,
@@ -2177,25 +2013,34 @@ def recipes(draw: st.DrawFn) -> Recipe:
     """Draw a host of one to four parts."""
     dims = draw(st.sampled_from([2, 2, 2, 1, 3]))
     host = draw(st.sampled_from([*HOSTS, "bare", "bare", "fx"]))
-    traceable = host == "fx"
     channels = draw(st.sampled_from(_CHANNELS))
     parts: list[Spec] = []
     may_stride = True
     for _ in range(draw(st.integers(1, 4))):
-        part = draw(_parts(dims, channels, may_stride, traceable))
+        part = draw(_parts(dims, channels, may_stride, host))
         channels, may_stride = part.shape.outward, may_stride and part.shape.stride == 1
         parts.append(part)
-    return Recipe(host, tuple(parts))
+    return Recipe(
+        host,
+        tuple(parts),
+        copied=draw(st.sampled_from(["", "deepcopy", "save"])),
+        changed=draw(st.sampled_from(["", *CHANGES])),
+        again=draw(st.integers(0, 3)) == 3,
+        touched=draw(st.integers(0, 3)) == 3,
+        training=draw(st.booleans()),
+    )
 
 
 @st.composite
-def _parts(draw: st.DrawFn, dims: int, channels: int, may_stride: bool, traceable: bool) -> Spec:
-    kind = draw(st.sampled_from(["block", "block", "block", "decoy", "decoy", "unit", "nest"]))
-    same = Shape(dims, channels, channels)
+def _parts(draw: st.DrawFn, dims: int, channels: int, may_stride: bool, host: str) -> Spec:
+    kinds = ["block", "block", "block", "decoy", "decoy", "unit", "container", "nest"]
+    kind = draw(st.sampled_from([*kinds, *["conditioned"] * (4 if host == "conditioned" else 0)]))
+    same, traceable = Shape(dims, channels, channels), host == "fx"
     if kind == "block":
         outward = draw(st.sampled_from([channels, channels, *_CHANNELS]))
         stride = draw(st.sampled_from([1, 2])) if may_stride else 1
-        return draw(blocks(Shape(dims, channels, outward, stride), traceable=traceable))
+        shape = Shape(dims, channels, outward, stride)
+        return draw(blocks(shape, traceable=traceable, doubtful=True))
     if kind == "nest":
         kinds = [name for name in NESTS if not traceable or name not in ("undecided", "ungrouped")]
         inner = st.one_of(
@@ -2205,5 +2050,57 @@ def _parts(draw: st.DrawFn, dims: int, channels: int, may_stride: bool, traceabl
         )
         parts = draw(st.lists(inner, min_size=1, max_size=2))
         return NestSpec(same, draw(st.sampled_from(kinds)), tuple(parts))
-    names = list(DECOYS if kind == "decoy" else UNITS)
-    return UnitSpec(same, draw(st.sampled_from(names)))
+    known: dict[str, list[str]] = {
+        "decoy": [*DECOYS, *(() if traceable else DOUBTFUL)],
+        "unit": [name for name in UNITS if name not in CONTAINERS],
+        "container": list(CONTAINERS),
+        "conditioned": list(CONDITIONED),
+    }
+    return UnitSpec(same, draw(st.sampled_from(known[kind])))
+
+
+# Each of them once
+
+
+@functools.cache
+def spellings() -> dict[str, list[Recipe]]:
+    """Return small hosts, by name, that have all there is to draw, each at least once."""
+    same = Shape(2, 4, 4)
+    blocks = {
+        **{f"addition {name}": BlockSpec(same, addition=name) for name in ADDITIONS},
+        **{
+            f"branch {name}": BlockSpec(same, branch=name)
+            for name in (*BRANCHES, *DOUBTFUL_BRANCHES)
+        },
+        **{f"scale {name}": BlockSpec(same, scale=name) for name in SCALES},
+        **{f"drop {name}": BlockSpec(same, drop=name) for name in DROPS},
+        **{f"shortcut {name}": _with_shortcut(name) for name in SHORTCUTS},
+        **{f"norm {name}": BlockSpec(Shape(2, 4, 4, norm=name)) for name in NORMS_2D},
+        **{f"conv {name}": BlockSpec(Shape(2, 4, 4, conv=name)) for name in CONVS},
+        **{f"patched {name}": BlockSpec(same, patched=name) for name in ("method", "closure")},
+        "hooked": BlockSpec(same, hooked=True),
+    }
+    units = [name for name in (*UNITS, *DECOYS, *DOUBTFUL) if name not in CONTAINERS]
+    nests = {f"nest {name}": NestSpec(same, name, (BlockSpec(same),)) for name in NESTS}
+    single = {**blocks, **{f"unit {name}": UnitSpec(same, name) for name in units}, **nests}
+    after: dict[str, Any] = {"copied": "save", "again": True, "touched": True}
+    found = {name: [Recipe("bare", (spec,), **after)] for name, spec in single.items()}
+    for name in CONTAINERS:
+        unit = UnitSpec(same, name)
+        found[f"container {name}"] = [Recipe("bare", (unit,), **after)]
+        for change in CHANGES:
+            more: dict[str, Any] = {"copied": "deepcopy", "changed": change}
+            found[f"container {name}, {change}"] = [Recipe("net", (unit,), **more)]
+    for name in CONDITIONED:
+        unit = UnitSpec(same, name)
+        found[f"conditioned {name}"] = [Recipe("conditioned", (unit, unit), **after)]
+    for name in (*HOSTS, "fx"):
+        parts = (BlockSpec(same), UnitSpec(same, "super"))
+        found[f"host {name}"] = [Recipe(name, parts, **after)]
+    return found
+
+
+def _with_shortcut(name: str) -> BlockSpec:
+    shapes = (Shape(2, 4, 4), Shape(2, 4, 6), Shape(2, 4, 4, 2))
+    fits = SHORTCUTS[name][1]
+    return BlockSpec(next(shape for shape in shapes if fits(shape)), shortcut=name)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from generated import Recipe, TrueSite, gated, recipes, true_sites
+from generated import Recipe, recipes, spellings
+from generated_layers import TrueSite, gated, true_sites
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor, fx, nn
 
@@ -39,17 +45,28 @@ def test_many_generated(recipe: Recipe):
     check(recipe)
 
 
+@pytest.mark.parametrize("name", spellings())
+def test_each_spelling(name: str) -> None:
+    """Whatever is drawn, and whatever is not."""
+    for recipe in spellings()[name]:
+        check(recipe)
+
+
 def check(recipe: Recipe) -> None:
     truth, host, source = truth_of(recipe), recipe.build(), recipe.source()
-    check_plan(host, truth)
-    if not truth:
+    found = check_plan(recipe, host, truth)
+    if not found:
         return
-    before = attributes(host)
+    before, contents = attributes(host), contents_of(host)
     attn_surgery.apply(host, "se", **OPTIONS)
     check_same(recipe, source, host)
-    check_gates(recipe, source, host, len(truth))
+    check_contents(host, contents)
+    operated = Operated(recipe, source, host, [site for site in truth if site not in found])
+    operated.check_gates(len(found))
+    operated.check_after_surgery()
     attn_surgery.remove(host)
     assert attributes(host) == before
+    check_contents(host, contents)
     check_same(recipe, source, host)
 
 
@@ -64,19 +81,29 @@ def truth_of(recipe: Recipe) -> list[TrueSite]:
     return list(dict.fromkeys(sites))
 
 
-def check_plan(host: nn.Module, truth: list[TrueSite]) -> None:
+def check_plan(recipe: Recipe, host: nn.Module, truth: list[TrueSite]) -> list[TrueSite]:
+    """Hold the plan against the truth, and return the true sites that are to be cut."""
     plan = attn_surgery.plan(host, "se", **OPTIONS)
-    left, missed = list(plan.sites), []
+    left, found, missed = list(plan.sites), [], []
     for true in sorted(truth, key=lambda site: site.after is None):
         match = next((site for site in left if _is_same(site, true)), None)
-        missed.append(true) if match is None else left.remove(match)
+        if match is not None:
+            left.remove(match)
+            found.append(true)
+        elif not true.doubtful:
+            missed.append(true)
     assert (missed, left) == ([], []), f"missed, false: {(missed, left)}\n{plan}"
+    if not recipe.holds_attention:
+        assert [site.existing for site in plan.sites] == [None] * len(plan.sites), plan
+    return found
 
 
 def _is_same(site: Site, true: TrueSite) -> bool:
-    facts = (site.block, site.channels, site.spatial_dims)
-    known = true.after in (None, site.after)
-    return known and facts == (true.block, true.channels, true.spatial_dims)
+    if (site.channels, site.spatial_dims) != (true.channels, true.spatial_dims):
+        return False
+    if true.called:
+        return f"{site.block}.{site.after}".strip(".") == f"{true.block}.{true.after}".strip(".")
+    return true.after in (None, site.after) and site.block == true.block
 
 
 # The identity, bit for bit
@@ -126,13 +153,195 @@ def _identities(values: dict[str, Any]) -> dict[str, Any]:
 # The branch is scaled, and nothing else
 
 
-def check_gates(recipe: Recipe, source: nn.Module, host: nn.Module, sites: int) -> None:
-    """Compare constant gates at the sites with the source's own ends scaled by hand."""
-    inserted = attn_surgery.inserted(host)
-    assert len(inserted) == sites
-    for attention in inserted.values():
-        nn.init.constant_(attention.get_parameter("fc2.bias"), LOGIT)
-    for training in recipe.modes():
-        with gated(GATE):
-            expected = observe(source, recipe, training)
-        assert_same(expected, observe(host, recipe, training))
+@dataclass
+class Operated:
+    """A host with attention in it, and the source that its gates are held against."""
+
+    recipe: Recipe
+    source: nn.Module
+    host: nn.Module
+    refused: list[TrueSite]
+
+    def check_gates(self, sites: int) -> None:
+        """Compare constant gates at the sites with the source's own ends scaled by hand."""
+        inserted = attn_surgery.inserted(self.host)
+        assert len(inserted) == sites
+        for attention in inserted.values():
+            nn.init.constant_(attention.get_parameter("fc2.bias"), LOGIT)
+        self.check(self.recipe.modes())
+
+    def check(self, modes: tuple[bool, ...]) -> None:
+        """Compare the host with the source, gated."""
+        for training in modes:
+            assert_same(self.expected(training), observe(self.host, self.recipe, training))
+
+    def expected(self, training: bool) -> dict[str, Tensor]:
+        with gated(GATE, [self.source.get_submodule(site.block) for site in self.refused]):
+            return observe(self.source, self.recipe, training)
+
+    def operated(self) -> dict[str, nn.Module]:
+        """Return the modules that were operated on, by their paths, each once."""
+        paths = [path.rpartition(".")[0] for path in attn_surgery.inserted(self.host)]
+        return {path: self.host.get_submodule(path) for path in dict.fromkeys(paths)}
+
+    def containers(self) -> list[str]:
+        """Return the paths of containers that were operated on, or that hold what was."""
+        paths = [each for path in self.operated() for each in (path, path.rpartition(".")[0])]
+        found = {self.host.get_submodule(path): path for path in reversed(paths)}
+        return [path for module, path in found.items() if isinstance(module, CONTAINERS)]
+
+    def is_attended(self, module: nn.Module) -> bool:
+        """Tell whether there is attention in a module, which would go with it."""
+        return bool(attn_surgery.inserted(module))
+
+    def check_after_surgery(self) -> None:
+        """Whatever is done to the operated host, its gated function stays what it is."""
+        recipe = self.recipe
+        if recipe.again:
+            attn_surgery.apply(self.host, "se", **OPTIONS)
+            self.check(recipe.mode())
+        if recipe.touched:
+            self.check_touched()
+        if recipe.copied and recipe.is_copied_whole:
+            self.check_copy()
+        if recipe.changed:
+            self.check_changed(recipe.changed)
+
+    def check_touched(self) -> None:
+        """Set what the operated modules have to what it is."""
+        attentions = set(attn_surgery.inserted(self.host).values())
+        for module in self.operated().values():
+            own = [name for name in vars(module) if not name.startswith("_")]
+            children = [name for name, child in module.named_children() if child not in attentions]
+            parameters = [name for name, _ in module.named_parameters(recurse=False)]
+            for name in (*own[:3], *children[:2], *children[-1:], *parameters[:1]):
+                if name not in ("training", "forward"):
+                    setattr(module, name, getattr(module, name))
+        self.check(self.recipe.mode())
+
+    def check_copy(self) -> None:
+        """A copy is the model, and the model is what it was."""
+        copied = _saved if self.recipe.copied == "save" and _can_be_saved(self.source) else _copied
+        twin = copied(self.host)
+        for training in self.recipe.mode():
+            expected = self.expected(training)
+            assert_same(expected, observe(twin, self.recipe, training))
+            assert_same(expected, observe(self.host, self.recipe, training))
+        assert [*attn_surgery.inserted(twin)] == [*attn_surgery.inserted(self.host)]
+
+    def check_changed(self, change: str) -> None:
+        """Change containers that were operated on as one does any others, and undo it again."""
+        sites = len(self.ends())
+        for path in self.containers():
+            block, twin = self.host.get_submodule(path), self.source.get_submodule(path)
+            if change in ("delete", "replace") and self.is_attended(next(block.children())):
+                continue
+            undo_twin = changed(twin, change)
+            if undo_twin is None:
+                continue
+            if len(self.ends()) == sites:
+                undo = changed(block, change)
+                assert undo is not None
+                assert _kinds(block) == _kinds(twin)
+                self.check(self.recipe.mode())
+                undo()
+            undo_twin()
+            assert _kinds(block) == _kinds(twin)
+            self.check(self.recipe.mode())
+
+    def ends(self) -> list[TrueSite]:
+        """Return the ends that the source passes now; none where it cannot run."""
+        mode = self.source.training
+        try:
+            return true_sites(self.source.eval(), *self.recipe.inputs())
+        except Exception:
+            return []
+        finally:
+            self.source.train(mode)
+
+
+def _copied(host: nn.Module) -> nn.Module:
+    return copy.deepcopy(host)
+
+
+def _saved(host: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(host, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def _can_be_saved(source: nn.Module) -> bool:
+    try:
+        _saved(source)
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):
+        return False  # lambdas, methods patched on the instance, parametrizations
+    return True
+
+
+# Containers stay what they are
+
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def contents_of(model: nn.Module) -> dict[str, Any]:
+    """Return what every container tells of itself, by its path."""
+    return {
+        path: (len(module), list(map(_identity, module)))
+        for path, module in model.named_modules()
+        if isinstance(module, CONTAINERS)
+    }
+
+
+def check_contents(host: nn.Module, contents: dict[str, Any]) -> None:
+    found = contents_of(host)
+    for path, expected in contents.items():
+        assert found[path] == expected, path
+
+
+def _identity(item: Any) -> Any:
+    return item if isinstance(item, str) else id(item)
+
+
+def _kinds(block: Any) -> list[str]:
+    """Return the classes of what a container holds, in order."""
+    items = block.items() if isinstance(block, nn.ModuleDict) else enumerate(block)
+    return [f"{name}: {type(item).__name__}" for name, item in items]
+
+
+class Negated(nn.Module):
+    """Commutes with a gate, bit for bit."""
+
+    def forward(self, x: Any) -> Any:
+        return -x
+
+
+def changed(block: Any, change: str) -> Callable[[], Any] | None:
+    """Change a container, and return how to undo it; None where it has no such change."""
+    if isinstance(block, nn.ModuleDict):
+        return _changed_dict(block, change)
+    if change == "append":
+        block.append(Negated())
+        return lambda: block.__delitem__(-1)
+    if change == "insert":
+        block.insert(0, Negated())
+        return lambda: block.__delitem__(0)
+    former = block[0]
+    if change == "replace":
+        block[0] = Negated()
+        return lambda: block.__setitem__(0, former)
+    del block[0]
+    return lambda: block.insert(0, former)
+
+
+def _changed_dict(block: nn.ModuleDict, change: str) -> Callable[[], Any] | None:
+    if change == "append":
+        block["more"] = Negated()
+        return lambda: block.__delitem__("more")
+    if change == "replace":
+        name = next(iter(block))
+        former = block[name]
+        block[name] = Negated()
+        return lambda: block.__setitem__(name, former)
+    return None
