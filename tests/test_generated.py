@@ -61,7 +61,8 @@ def check(recipe: Recipe) -> None:
     attn_surgery.apply(host, "se", **OPTIONS)
     check_same(recipe, source, host)
     check_contents(host, contents)
-    operated = Operated(recipe, source, host, [site for site in truth if site not in found])
+    refused = [source.get_submodule(site.block) for site in truth if site not in found]
+    operated = Operated(recipe, source, host, refused)
     operated.check_gates(len(found))
     operated.check_after_surgery()
     attn_surgery.remove(host)
@@ -160,7 +161,8 @@ class Operated:
     recipe: Recipe
     source: nn.Module
     host: nn.Module
-    refused: list[TrueSite]
+    refused: list[nn.Module]
+    """The blocks of the source that the plan left out."""
 
     def check_gates(self, sites: int) -> None:
         """Compare constant gates at the sites with the source's own ends scaled by hand."""
@@ -176,7 +178,7 @@ class Operated:
             assert_same(self.expected(training), observe(self.host, self.recipe, training))
 
     def expected(self, training: bool) -> dict[str, Tensor]:
-        with gated(GATE, [self.source.get_submodule(site.block) for site in self.refused]):
+        with gated(GATE, self.refused):
             return observe(self.source, self.recipe, training)
 
     def operated(self) -> dict[str, nn.Module]:
@@ -197,7 +199,7 @@ class Operated:
     def check_after_surgery(self) -> None:
         """Whatever is done to the operated host, its gated function stays what it is."""
         recipe = self.recipe
-        if recipe.again:
+        if recipe.again and attn_surgery.plan(self.host, "se", **OPTIONS).sites:
             attn_surgery.apply(self.host, "se", **OPTIONS)
             self.check(recipe.mode())
         if recipe.touched:
