@@ -13,6 +13,9 @@ from typing import Any
 
 from attn_surgery.errors import EXHAUSTED
 
+GENERATED = "<attn_surgery "
+"""How the file names of generated forwards begin."""
+
 _BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
 _ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
 _ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
@@ -143,10 +146,16 @@ def place_in_code(outermost: types.CodeType) -> tuple[tuple[types.CodeType, int]
     """
     frame, places = sys._getframe(1), []
     while frame is not None and frame.f_code is not outermost:
-        if not frame.f_globals.get("__name__", "").startswith(_TRACING):
+        if not _is_machinery(frame):
             places.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(places)
+
+
+def _is_machinery(frame: types.FrameType) -> bool:
+    """Tell whether the frame is torch's or ours, a generated forward's included."""
+    home = frame.f_globals.get("__name__", "")
+    return home.startswith(_TRACING) or frame.f_code.co_filename.startswith(GENERATED)
 
 
 _TRACING = ("torch.fx", "torch._", "torch.nn.modules.module", "attn_surgery.")

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from attn_surgery.bytecode import GENERATED
 from attn_surgery.entry import entry_name
 from attn_surgery.fidelity import describe, inspect_forward
 from attn_surgery.inserting import Insertion, UnfaithfulError, insert_alike
@@ -184,11 +185,14 @@ def _declared(parameter: inspect.Parameter, known: dict[str, Any]) -> str:
 
 def compiled(source: str, known: dict[str, Any], name: str) -> Any:
     """Compile ``source`` where inspect, TorchScript and tracebacks find its text."""
-    filename = f"<attn_surgery {hashlib.sha1(source.encode()).hexdigest()[:16]}>"
+    filename = f"{GENERATED}{hashlib.sha1(source.encode()).hexdigest()[:16]}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    scope = {**known, "__name__": __name__}
+    # until 2.14, torch.compile looks globals up in the module that a __name__ among them names
+    scope = dict(known)
     exec(_code(source, filename), scope)
-    return scope[name]
+    function = scope[name]
+    function.__module__ = __name__
+    return function
 
 
 @functools.lru_cache(maxsize=1024)
