@@ -178,8 +178,8 @@ def device_name(device: torch.device) -> str:
     """
     if device.type == "cpu":
         return _cpu_name()
-    properties = torch.get_device_module(device).get_device_properties(device)
-    return str(getattr(properties, "name", device.type))
+    asked = getattr(torch.get_device_module(device), "get_device_properties", None)
+    return device.type if asked is None else str(getattr(asked(device), "name", device.type))
 
 
 def _cpu_name() -> str:

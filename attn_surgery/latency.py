@@ -242,15 +242,24 @@ def _total(losses: Iterable[torch.Tensor]) -> torch.Tensor:
 # Memory, by the device's own counter
 
 
-def _allocated(device: torch.device) -> int:
-    return 0 if device.type == "cpu" else torch.accelerator.memory_allocated(device)
+def _counter(name: str, device: torch.device) -> int | None:
+    """Ask a function of ``torch.accelerator`` for bytes; None where the device counts none."""
+    try:
+        return getattr(torch.accelerator, name)(device) or 0
+    except (RuntimeError, AttributeError, AssertionError):  # not every device has every counter
+        return None
 
 
-def _peak(runner: _Runner, held: int) -> int | None:
+def _allocated(device: torch.device) -> int | None:
+    return None if device.type == "cpu" else _counter("memory_allocated", device)
+
+
+def _peak(runner: _Runner, held: int | None) -> int | None:
     """Return the most memory in one call beyond what was held before the model was made."""
     device = runner.conditions.device
-    if device.type == "cpu":
+    if held is None or _counter("reset_peak_memory_stats", device) is None:
         return None
-    torch.accelerator.reset_peak_memory_stats(device)
     runner.milliseconds()
-    return torch.accelerator.max_memory_allocated(device) - held
+    peak = _counter("max_memory_allocated", device)
+    # a model holds something: a peak that does not exceed what was held was not counted
+    return peak - held if peak is not None and peak > held else None

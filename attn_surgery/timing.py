@@ -25,7 +25,8 @@ class Timing:
         ratio_low: Lower end of the ratio's 95 % interval.
         ratio_high: Upper end.
         added_ms: Median of the differences from the host's time in the same round.
-        peak_bytes: Most memory that the device held for this model; None on the CPU.
+        peak_bytes: Most memory that the device held for this model; None where it does not count
+            it, as the CPU does not.
     """
 
     samples_ms: tuple[float, ...]

@@ -5,13 +5,20 @@ import gc
 import importlib
 import statistics
 import time
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import attn_surgery
-from attn_surgery.conditions import Conditions, accelerator, checked_device, checked_dtype
+from attn_surgery.conditions import (
+    Conditions,
+    accelerator,
+    checked_device,
+    checked_dtype,
+    device_name,
+)
 from attn_surgery.errors import SurgeryError
 from attn_surgery.inputs import Input
 from attn_surgery.latency import Measurement, _order, measure
@@ -348,6 +355,45 @@ def test_progress_is_shown_when_asked_for(capsys):
 
 
 # Accelerators
+
+
+COUNTERS = ["memory_allocated", "reset_peak_memory_stats", "max_memory_allocated"]
+
+
+def pretended_accelerator(monkeypatch: pytest.MonkeyPatch, **counters: Any) -> Conditions:
+    """Let the meta device, which computes at once, be one with the given counters."""
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    for name in COUNTERS:
+        monkeypatch.setattr(torch.accelerator, name, counters.get(name, lambda device: None))
+    return Conditions(torch.device("meta"), seconds=0)
+
+
+def no_counter(device: torch.device) -> int:
+    raise RuntimeError("Allocator for mps is not a DeviceAllocator")
+
+
+@pytest.mark.parametrize("missing", COUNTERS)
+def test_times_stand_where_memory_is_not_counted(monkeypatch, missing):
+    """As on Apple's MPS with older versions of torch."""
+    known = {"memory_allocated": lambda device: 5, "max_memory_allocated": lambda device: 12}
+    build = lambda: Block().to("meta")  # noqa: E731
+    complete = pretended_accelerator(monkeypatch, **known)
+    assert [each.peak_bytes for each in timings(measure([build], GIVEN, complete))] == [7]
+    lacking = pretended_accelerator(monkeypatch, **{**known, missing: no_counter})
+    (timing,) = timings(measure([build], GIVEN, lacking))
+    assert timing.peak_bytes is None
+    assert timing.median_ms > 0
+
+
+def test_a_counter_that_stands_still_counts_nothing(monkeypatch):
+    conditions = pretended_accelerator(monkeypatch)
+    (timing,) = timings(measure([lambda: Block().to("meta")], GIVEN, conditions))
+    assert timing.peak_bytes is None
+
+
+def test_a_device_without_properties_goes_by_its_type(monkeypatch):
+    monkeypatch.delattr(torch.mps, "get_device_properties", raising=False)
+    assert device_name(torch.device("mps")) == "mps"
 
 
 @needs_accelerator
