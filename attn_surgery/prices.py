@@ -101,7 +101,7 @@ def price(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
         >>> price(torch.ops.aten.mul.Tensor, (x, gate), {}, x * gate).work
         Work(macs=0, elementwise_ops=16, bytes_moved=136)
     """
-    macs = flop_registry.get(func._overloadpacket)
+    macs = flop_registry.get(_out_of_place(func)._overloadpacket)
     if macs is not None:
         return Priced(Work(macs=macs(*args, **kwargs, out_val=result) // 2))
     kind = _kind(func)
@@ -133,16 +133,30 @@ class _Kind:
 def _kind(func: Any) -> _Kind:
     name = func._schema.name.partition("::")[2]
     base = name.removesuffix("_")
-    if func.is_view or base in _FREE:
+    plain = _out_of_place(func)
+    if plain.is_view or base in _FREE:
         return _Kind(None)
     if base in _COPIES:
         return _Kind(_nothing, overwrites=name in _OVERWRITES, gathers=base in _GATHERS)
-    rule = _RULES.get(base) or _tagged(func)
+    rule = _RULES.get(base) or _tagged(func) or _tagged(plain)
     if rule is None and base.startswith(_SAMPLERS):
         rule = _each_written
     if rule is None:
         return _Kind(_each_written, unknown=func._schema.name)
     return _Kind(rule, overwrites=name in _OVERWRITES)
+
+
+@cache
+def _out_of_place(func: Any) -> Any:
+    """Return the operator that computes the same without writing on its first argument.
+
+    It has the formula and the tags that many an operator that works in place lacks.
+    """
+    namespace, _, name = func._schema.name.partition("::")
+    if not name.endswith("_"):
+        return func
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    return getattr(packet, func._overloadname, func)
 
 
 def _tagged(func: Any) -> Rule | None:
@@ -216,7 +230,8 @@ _RULES: dict[str, Rule] = {
         "_native_batch_norm_legit_no_training hardswish hardshrink where glu mish softplus "
         "_prelu_kernel roi_align rand randn rand_like randn_like bernoulli uniform "
         "normal randint randperm masked_fill isin bucketize searchsorted complex "
-        "view_as_complex_copy polar addcmul addcdiv lerp clamp floor_divide".split(),
+        "view_as_complex_copy polar addcmul addcdiv lerp clamp floor_divide leaky_relu rsub "
+        "_conj_physical".split(),
         _each_written,
     ),
 }
@@ -224,7 +239,8 @@ _RULES: dict[str, Rule] = {
 _SAMPLERS = ("upsample_", "_upsample_", "grid_sampler_")
 
 _OLD_REDUCTIONS = {
-    f"aten::{name}" for name in "sum mean amax amin max min argmax argmin prod all any".split()
+    f"aten::{name}"
+    for name in "sum nansum mean amax amin max min argmax argmin prod all any count_nonzero".split()
 }
 
 _FREE = set(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attn_surgery.assumed import EverythingPasses
@@ -16,7 +16,7 @@ from attn_surgery.attention import build
 from attn_surgery.counting import count_params, meta_copy
 from attn_surgery.inputs import Input, guess_input
 from attn_surgery.models import load_model
-from attn_surgery.prices import Work
+from attn_surgery.prices import Work, _kind
 from attn_surgery.saved import count_saved_bytes
 from attn_surgery.workload import count_macs, count_work
 
@@ -211,6 +211,10 @@ class Apply(nn.Module):
         (lambda x: x[:, torch.tensor([0, 2], device="meta")], 0, 480 + 480 + 16),
         (lambda x: x[:, :1].expand(-1, 4, -1, -1) + x, 240, 240 + 960 + 960),
         (lambda x: torch.zeros_like(x), 0, 960),
+        (lambda x: F.relu6(x * 1, inplace=True), 480, 2 * 1920),
+        (lambda x: F.leaky_relu(x * 1, inplace=True), 480, 2 * 1920),
+        (lambda x: 1 - (x * 1).abs_(), 720, 3 * 1920),
+        (lambda x: torch.count_nonzero(x, 1), 240, 960 + 8 * 60),
     ],
 )
 def test_one_operator(function, operations, moved):
@@ -218,6 +222,32 @@ def test_one_operator(function, operations, moved):
     work = counted.total
     assert (work.macs, work.elementwise_ops, work.bytes_moved) == (0, operations, moved)
     assert not counted.unknown
+
+
+def in_place_and_not():
+    """Yield every operator of torch that has a twin which works in place, and the twin."""
+    for name in dir(Tensor):
+        packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+        twins = getattr(torch.ops.aten, name, None) if name.endswith("_") else None
+        if packet is not None and twins is not None and not name.startswith("_"):
+            for overload in set(packet.overloads()) & set(twins.overloads()):
+                yield getattr(packet, overload), getattr(twins, overload)
+
+
+def test_what_works_in_place_is_counted_alike():
+    pairs = list(in_place_and_not())
+    assert len(pairs) > 100
+    for plain, in_place in pairs:
+        known, twin = _kind(plain), _kind(in_place)
+        assert twin.rule is known.rule, in_place
+        assert known.unknown or not twin.unknown, in_place
+
+
+def test_products_in_place():
+    def product(x):
+        return x.new_zeros(4, 4).addmm_(x[0], x[0].t())
+
+    assert count_macs(Apply(product), (4, 10)) == 4 * 4 * 10
 
 
 def test_an_unknown_operator_is_counted_and_named():
