@@ -7,6 +7,7 @@ and once with ``at(position, value)`` around every value that a position names.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from test_undisturbed import differing, evaluate, makeup, same, train_step, with
 from test_zoo import FAST
 from torch import Tensor, fx, nn
 from torch.ao.nn.quantized import FloatFunctional
+from versions import BROKEN
 
 import attn_surgery
 from attn_surgery import SurgeryError
@@ -43,9 +45,9 @@ def one_thread() -> Iterator[None]:
 
 
 def refused(attention: str, dims: int) -> bool:
-    """Tell whether the attention is known not to work there; timm's ``ge`` is broken."""
+    """Tell whether the attention is known not to work there."""
     known = entry(attention).dims
-    return attention == "ge" or (known is not None and dims not in known)
+    return attention in BROKEN or (known is not None and dims not in known)
 
 
 # A gate that starts as one constant scales the whole map. A convolution and a norm follow, which
@@ -67,16 +69,21 @@ def grid() -> Iterator[Any]:
                 )
 
 
-@pytest.fixture(scope="module")
-def built() -> dict[str, nn.Module]:
-    return {name: family.host() for name, family in FAMILIES.items()}
+# The last layer of gca is zero but for its bias, so that it adds a constant to each channel. The
+# convolutions of a MobileNetV2 that follow are 1x1, without padding, each with a norm, which takes
+# that away: alpha has a gradient of 6e-18 in float64, of 5e-2 with the norms' statistics frozen.
+CONSTANT_SHIFTS = {("gca", "mobilenet")}
+
+
+@functools.cache
+def built(family: str) -> nn.Module:
+    """Build the host once; each test operates on a copy, so that none spoils it for another."""
+    return FAMILIES[family].host()
 
 
 @pytest.mark.parametrize(("attention", "position", "family"), list(grid()))
-def test_nothing_is_disturbed_anywhere(
-    built: dict[str, nn.Module], attention: str, position: str, family: str
-) -> None:
-    host, arguments = built[family], (FAMILIES[family].input(),)
+def test_nothing_is_disturbed_anywhere(attention: str, position: str, family: str) -> None:
+    host, arguments = copy.deepcopy(built(family)), (FAMILIES[family].input(),)
     step, outputs = train_step(host, arguments, 4), evaluate(host, arguments)
     before = makeup(host)
     if refused(attention, FAMILIES[family].dims):
@@ -91,7 +98,8 @@ def test_nothing_is_disturbed_anywhere(
         assert same(after.outputs, step.outputs)
         assert differing(step.buffers, after.buffers) == []
         assert differing(step.gradients, after.gradients) == []
-        if not (attention in CONSTANT_GATES and position == "pre"):
+        is_undone = attention in CONSTANT_GATES and position == "pre"
+        if not is_undone and (attention, family) not in CONSTANT_SHIFTS:
             assert without_gradient(host) == set()
     finally:
         attn_surgery.remove(host)

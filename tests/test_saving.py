@@ -248,6 +248,7 @@ def test_a_registered_one_has(fresh, tmp_path, monkeypatch):
     refused(fresh(), tmp_path / "a", "'mine' .* is not registered")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch 2.11's own use, by its first compiling
 def test_what_is_compiled(saved, fresh, tmp_path):
     compiled: Any = torch.compile
     model, file = attn_surgery.load(fresh(), saved), tmp_path / "compiled.safetensors"
