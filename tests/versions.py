@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import timm
-import timm.layers
 import torch
+from timm.layers.gather_excite import GatherExcite
 
 import attn_surgery
 
@@ -48,7 +48,7 @@ def skip_younger_attention(attention: object) -> None:
 
 def _is_broken() -> bool:
     try:
-        timm.layers.GatherExcite(16)
+        GatherExcite(16)
     except TypeError:
         return True
     return False
