@@ -114,7 +114,7 @@ def carry_out(edit: Edit) -> None:
         if name in module._modules:  # a slot: the order of the children stays
             module._modules[name] = attention
         else:
-            module.add_module(name, attention)
+            nn.Module.add_module(module, name, attention)  # past what watches the children
     if edit.former is not None:
         take_out(module, edit.former)
     if edit.graph is not None and is_graph_module(module):

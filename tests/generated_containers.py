@@ -333,7 +333,7 @@ class Called(OfModule):
 
     def __call__(self, x: Any) -> Any:
         f = self.second(self.act(self.norm1(self.first(x))))
-        return F.relu(x + self.ends_here(self.norm2(f), "norm2", called=True))
+        return F.relu(x + self.ends_here(self.norm2(f), "norm2"))
 
 
 class CalledBody(nn.Module):
@@ -353,18 +353,18 @@ class CalledTwice(Marked):
         self.body = CalledBody(shape)
 
     def __call__(self, x: Any) -> Any:
-        return x + self.ends_here(self.body(x), "body.bn2", called=True)
+        return x + self.ends_here(self.body(x), "body")
 
 
 class CallsBody(Marked):
-    """Only the body has no forward: its last child is the end."""
+    """Only the body has no forward."""
 
     def __init__(self, shape: Shape):
         super().__init__()
         self.body = CalledBody(shape)
 
     def forward(self, x: Any) -> Any:
-        return x + self.ends_here(self.body(x), "body.bn2")
+        return x + self.ends_here(self.body(x), "body")
 
 
 class HoldsCalled(nn.Module):

@@ -45,7 +45,6 @@ class Marked(nn.Module):
         order: int = 0,
         *,
         doubtful: bool = False,
-        called: bool = False,
         channels_at: int = 1,
     ) -> Any:
         """Return ``f``, the end of a branch F.
@@ -56,8 +55,6 @@ class Marked(nn.Module):
             up: How many modules up the block is: 0 where this module is the block.
             order: Tells apart the ends that the same child makes in one block.
             doubtful: Whether a plan may leave it out, or skip it.
-            called: Whether the block's class has no forward but a ``__call__`` of its own, which
-                is a part of its parent's forward then: either may be the site's block.
             channels_at: The dim of the channels; the spatial ones follow.
         """
         return f
@@ -73,7 +70,6 @@ class TrueSite:
     spatial_dims: int
     order: int = 0
     doubtful: bool = False
-    called: bool = False
 
 
 def true_sites(model: nn.Module, *inputs: Any) -> list[TrueSite]:
@@ -89,13 +85,12 @@ def true_sites(model: nn.Module, *inputs: Any) -> list[TrueSite]:
         order: int = 0,
         *,
         doubtful: bool = False,
-        called: bool = False,
         channels_at: int = 1,
     ) -> Tensor:
         path = paths[self].split(".")
         block = ".".join(path[: len(path) - up])
         facts = (f.shape[channels_at], f.dim() - channels_at - 1)
-        found.append(TrueSite(block, after, *facts, order, doubtful, called))
+        found.append(TrueSite(block, after, *facts, order, doubtful))
         return f
 
     with _ending(note), torch.no_grad():

@@ -102,8 +102,6 @@ def check_plan(recipe: Recipe, host: nn.Module, truth: list[TrueSite]) -> list[T
 def _is_same(site: Site, true: TrueSite) -> bool:
     if (site.channels, site.spatial_dims) != (true.channels, true.spatial_dims):
         return False
-    if true.called:
-        return f"{site.block}.{site.after}".strip(".") == f"{true.block}.{true.after}".strip(".")
     return true.after in (None, site.after) and site.block == true.block
 
 
@@ -236,7 +234,9 @@ class Operated:
         sites = len(self.ends())
         for path in self.containers():
             block, twin = self.host.get_submodule(path), self.source.get_submodule(path)
-            if change in ("delete", "replace") and self.is_attended(next(block.children())):
+            first = next(block.named_children())
+            takes_away = change in ("delete", "replace")
+            if takes_away and (self.is_attended(first[1]) or self.ends_after(path, first[0])):
                 continue
             undo_twin = changed(twin, change)
             if undo_twin is None:
@@ -250,6 +250,10 @@ class Operated:
             undo_twin()
             assert _kinds(block) == _kinds(twin)
             self.check(self.recipe.mode())
+
+    def ends_after(self, path: str, name: str) -> bool:
+        """Tell whether this child of a block makes the end of its branch."""
+        return any((site.block, site.after) == (path, name) for site in self.ends())
 
     def ends(self) -> list[TrueSite]:
         """Return the ends that the source passes now; none where it cannot run."""
