@@ -19,7 +19,7 @@ from torch import nn
 
 from attn_surgery.entry import entry_name, parameters_of
 from attn_surgery.errors import SurgeryError
-from attn_surgery.fidelity import runs_its_children, watched_attributes
+from attn_surgery.fidelity import watched_attributes
 from attn_surgery.former import former_of, in_order, put_back
 from attn_surgery.former_self import (
     HOST_FORWARD,
@@ -148,8 +148,8 @@ def _methods_now(module: nn.Module, done: Surgery) -> tuple[dict[str, Any], bool
         follow_children = all(
             each.after.kind == "child" and not each.into for each in done.insertions
         )
-        if follow_children and not runs_its_children(module):
-            return _listening(module, done), done.watches_children
+        if follow_children and not done.watches_children:
+            return _listening(module, done), False
         raise SurgeryError(
             f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
             "call attn_surgery.remove first, change it, then apply again"

@@ -200,27 +200,28 @@ def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
     kind = flow.kind(node)
     if kind in (Kind.DROPOUT, Kind.IDENTITY):
         return inputs[0]
-    if kind in (Kind.MUL, Kind.DIV) and not _normalises(node):
+    if kind in (Kind.MUL, Kind.DIV) and not _normalises(flow, node):
         return inputs[0]
     if kind is Kind.ADD and 0 in node.args:  # sum() starts there
         return inputs[0]
     is_bare_bias = kind is Kind.ADD and owner(node) is owner(inputs[0]) in adder.lineage()
-    if is_bare_bias and flow.kind(inputs[0]) is Kind.MUL and not _normalises(inputs[0]):
+    if is_bare_bias and flow.kind(inputs[0]) is Kind.MUL and not _normalises(flow, inputs[0]):
         return _unscaled(flow, inputs[0], adder)
     return None
 
 
-def _normalises(product: fx.Node) -> bool:
+def _normalises(flow: Flow, product: fx.Node) -> bool:
     """Tell whether the constant factor is one over a standard deviation: a frozen norm."""
     pending, seen = list(product.all_input_nodes), set()
     while pending:
         node = pending.pop()
+        if node in flow.inputs or node in seen:
+            continue
         if function_name(node) in ("rsqrt", "sqrt") and node.op.startswith("call_"):
             return True
-        if node not in seen and node.op != "placeholder" and "call" in node.meta:
-            seen.add(node)
-            if node.meta["call"] is product.meta["call"]:
-                pending += node.all_input_nodes
+        seen.add(node)
+        if owner(node) is owner(product):
+            pending += node.all_input_nodes
     return False
 
 
