@@ -291,8 +291,7 @@ def _width(flow: Flow, call: Call) -> int | None:
 
 
 def _form_refusal(form: Form) -> str:
-    known = form.layout == MAPS and form.channels and form.spatial_dims
-    return "" if known else "the shape of what its attention receives is unknown"
+    return "" if form.is_map else "the shape of what its attention receives is unknown"
 
 
 def _judged_among(flow: Flow, residual: Residual, found: list[Residual]) -> Residual:

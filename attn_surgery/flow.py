@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from attn_surgery.forming import form_of, form_without_value
@@ -51,6 +51,11 @@ class Flow:
         self.ancestors[node] = mask
         if self.is_in_place(node):
             self._changed[inputs[0]] = node
+
+    def is_number(self, node: fx.Node) -> bool:
+        """Tell whether the node reads a parameter or buffer of one element."""
+        tensor = self.trace.attribute(node) if node.op == "get_attr" else None
+        return isinstance(tensor, Tensor) and tensor.numel() == 1
 
     def now(self, node: fx.Node) -> fx.Node:
         """Return the node that last changed the tensor of ``node`` in place, else ``node``."""

@@ -37,6 +37,11 @@ class Form:
         return bool(self.layout and self.channels and self.spatial_dims)
 
     @property
+    def is_map(self) -> bool:
+        """Whether it is known to be one of maps ``(N, C, *spatial)``, of how many channels."""
+        return self.is_known and self.layout == MAPS and self.stacked is None
+
+    @property
     def rank(self) -> int | None:
         """The number of dims, where it is known."""
         if not self.layout or self.spatial_dims is None:

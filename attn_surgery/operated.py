@@ -213,8 +213,9 @@ def _renewing(setter: str) -> Any:
 
     def set_and_renew(self: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
         done, is_read = _done(self), name in _done(self).watched
-        before = Attributes(self) if is_read or done.watches_children else None
-        children = list(self._modules.items())
+        is_listed = done.watches_children and name != "__dict__"
+        before = Attributes(self) if is_read or is_listed else None
+        children = list(self._modules.items()) if is_listed else []
         getattr(_host_view(self), setter)(name, *args, **kwargs)
         if before is None or not (is_read or children != list(self._modules.items())):
             return

@@ -115,7 +115,7 @@ _KIND_OF_TORCH_FILE = {
 
 _DROPOUT_FILES = {"torch.nn.modules.dropout"}
 
-_VALUE_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real"}
+_VALUE_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "values"}
 
 
 @dataclass(frozen=True)

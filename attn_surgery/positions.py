@@ -68,7 +68,7 @@ def target(flow: Flow, residual: Residual, position: str) -> Target:
     found = _TARGETS[position](flow, residual)
     if isinstance(found, str):
         return replace(standard, refusal=f"no place for {position!r}: {found}")
-    if found.form.layout != MAPS or not found.form.channels or not found.form.spatial_dims:
+    if not found.form.is_map:
         return replace(standard, refusal=f"no place for {position!r}: its shape is unknown")
     return found
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from attn_surgery.flow import Flow
-from attn_surgery.forms import LAST, MAPS, Form
+from attn_surgery.forms import LAST, MAPS, UNKNOWN, Form
 from attn_surgery.operations import Kind, function_name
 from attn_surgery.traces import Call, index, owner
 from attn_surgery.views import slices_channels
@@ -136,7 +136,7 @@ def _is_condition(
     Such are the vectors (time, class, style) and maps (noise, spectrograms) that every block of a
     network adds: F depends on them only because earlier blocks added them, too.
     """
-    if not flow.forms[branch].is_spread and _spreads(flow, shortcut):
+    if not flow.forms[branch].is_spread and _spreads(flow, shortcut, branch):
         return True
     block = block_around(end, addition)
     entry = next((step for step in shortcut.steps if index(step) < block.start), None)
@@ -152,13 +152,13 @@ def _is_condition(
     return entry not in entering and flow.needs_more(branch, shortcut.fork)
 
 
-def _spreads(flow: Flow, shortcut: _Shortcut) -> bool:
+def _spreads(flow: Flow, shortcut: _Shortcut, branch: fx.Node) -> bool:
     """Tell whether S is one value per channel, broadcast over space by the addition or before."""
     if any(flow.forms[step].is_spread for step in shortcut.steps):
         return True
     kinds = [flow.kind(step) for step in shortcut.steps[:-1]]
     is_vector = Kind.LINEAR in kinds and Kind.VIEW not in kinds[: kinds.index(Kind.LINEAR)]
-    return is_vector and flow.forms[shortcut.steps[0]].spatial_dims is None
+    return is_vector and flow.forms[branch].layout == MAPS
 
 
 def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
@@ -211,23 +211,26 @@ def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
 
 
 def _normalises(flow: Flow, product: fx.Node) -> bool:
-    """Tell whether the constant factor is one over a standard deviation: a frozen norm."""
+    """Tell whether the factor is one over a standard deviation, or a weight behind it."""
+    if all(flow.is_number(each) for each in product.all_input_nodes if each not in flow.inputs):
+        return False
     pending, seen = list(product.all_input_nodes), set()
     while pending:
         node = pending.pop()
-        if node in flow.inputs or node in seen:
-            continue
         if function_name(node) in ("rsqrt", "sqrt") and node.op.startswith("call_"):
             return True
-        seen.add(node)
-        if owner(node) is owner(product):
-            pending += node.all_input_nodes
+        if node not in seen and node.op != "placeholder":
+            seen.add(node)
+            if owner(node) is owner(product):
+                pending += node.all_input_nodes
     return False
 
 
 def _form_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Form:
     """Return the form of the branch's end, completed from the other tensors of the sum."""
     form = flow.form(end)
+    if form.stacked is not None:
+        return UNKNOWN
     for other in others:
         more = flow.form(other)
         # a single channel would be broadcast

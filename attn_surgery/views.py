@@ -133,6 +133,8 @@ def viewed(step: Step) -> Form:
     """Follow what keeps track of the channels; other views lose the layout."""
     if step.module is not None:
         return UNKNOWN
+    if step.node.target is getattr:
+        return step.form if step.node.args[1] in ("data", "values") else UNKNOWN
     rule = _VIEWS.get(step.name)
     return UNKNOWN if rule is None else rule(step)
 

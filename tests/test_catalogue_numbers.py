@@ -311,7 +311,7 @@ class TestTimm:
     def test_output_is_that_of_create_attn(self, name: str, training: bool):
         theirs = perturbed(create_attn(name, C)).train(training)
         ours = build(name, C, init="paper").train(training)
-        assert type(ours) is type(theirs)
+        assert isinstance(ours, type(theirs))
         ours.load_state_dict(theirs.state_dict())
         x = torch.randn(3, C, 6, 7)
         assert same_bits(ours(x), theirs(x))

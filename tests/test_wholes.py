@@ -20,7 +20,6 @@ SAMPLE = {
     "PPLCNetForImageClassification",
     "SwiftFormerForImageClassification",
     "TextNetForImageClassification",
-    "UVDocModel",
     "SuperPointForKeypointDetection",
     "VideoMAEForVideoClassification",
     "DetrForObjectDetection",
