@@ -19,7 +19,7 @@ from test_undisturbed import makeup
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery import SurgeryError, editing
+from attn_surgery import SurgeryError, editing, surgery
 from attn_surgery.attention import build
 
 
@@ -432,7 +432,7 @@ def test_what_is_no_attention_stays(block: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["OwnModule", "ChildGate", "TwoAttentions", "InSequential"])
-@pytest.mark.parametrize("step", ["build_at", "_prepare", "change_class", "stand_for"])
+@pytest.mark.parametrize("step", ["build_at", "_prepare", "carry_out", "stand_for"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_failure_at_any_step_leaves_the_host_untouched(
     spelling: str, step: str, nth: int, monkeypatch: pytest.MonkeyPatch
@@ -440,7 +440,8 @@ def test_a_failure_at_any_step_leaves_the_host_untouched(
     model, x = net(spelling), images()
     expected, before = run(model, x), makeup(model)
     with monkeypatch.context() as patch:
-        patch.setattr(editing, step, failing_at(nth, getattr(editing, step)))
+        home = surgery if step == "carry_out" else editing
+        patch.setattr(home, step, failing_at(nth, getattr(home, step)))
         with pytest.raises(RuntimeError, match="injected"):
             replace(model)
     assert makeup(model) == before
