@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import torch
 from torch import nn
@@ -24,15 +24,18 @@ def check_host(model: object) -> None:
             f"the host must be a torch.nn.Module, not {_kind_of(model)}; "
             "pass the model itself, not its class, its path or its state dict"
         )
+    unfit = functools.cache(_unfit)
     for path, module in model.named_modules():
-        for is_unfit, what, remedy in _UNFIT:
-            if is_unfit(module) and (module is model or what != _SCRIPTED):
-                raise SurgeryError(f"{_place(path, module)} is {what}: {remedy}")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise SurgeryError(
-                f"{name!r} is not initialised yet (a lazy module): run one forward pass first"
-            )
+        found = _COMPILED if _is_compiled(module) else unfit(type(module))
+        if found and (module is model or found is not _SCRIPTED):
+            what, remedy = found
+            raise SurgeryError(f"{_place(path, module)} is {what}: {remedy}")
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and is_lazy(tensor):
+                raise SurgeryError(
+                    f"{path + '.' * bool(path) + name!r} is not initialised yet (a lazy module): "
+                    "run one forward pass first"
+                )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -58,10 +61,6 @@ def _place(path: str, module: nn.Module) -> str:
     return f"{path!r} ({type(module).__name__})" if path else f"the host ({type(module).__name__})"
 
 
-def _is_scripted(module: nn.Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule)
-
-
 def _is_of_dynamo(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch._dynamo")
 
@@ -70,23 +69,21 @@ def _is_compiled(module: nn.Module) -> bool:
     return _is_of_dynamo(module) or vars(module).get("_compiled_call_impl") is not None
 
 
-def _is_sharded(module: nn.Module) -> bool:
-    names = {cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.")}
-    return isinstance(module, DistributedDataParallel) or bool(
-        names & {"FullyShardedDataParallel", "FSDPModule"}
-    )
-
-
-def _is_quantized(module: nn.Module) -> bool:
-    home = type(module).__module__
+def _unfit(cls: type[nn.Module]) -> tuple[str, str] | None:
+    """Return what modules of this class are, and what to do instead, where they are no hosts."""
+    if issubclass(cls, torch.jit.ScriptModule):
+        return _SCRIPTED
+    if any(
+        each.__name__ in _SHARDS and each.__module__.startswith("torch.") for each in cls.__mro__
+    ):
+        return _SHARDED
+    home, name = cls.__module__, cls.__name__
     is_int8 = ".quantized" in home and home.startswith("torch.ao.nn.")
-    return is_int8 and not type(module).__name__.endswith("FloatFunctional")
+    return _QUANTIZED if is_int8 and not name.endswith("FloatFunctional") else None
 
 
-_SCRIPTED = "a ScriptModule"
-_UNFIT: tuple[tuple[Callable[[nn.Module], bool], str, str], ...] = (
-    (_is_scripted, _SCRIPTED, "operate on the Python module, then call torch.jit.script"),
-    (_is_compiled, "compiled", "operate on the module before torch.compile, then compile it"),
-    (_is_sharded, "wrapped in DDP or FSDP", "operate before wrapping, in every process alike"),
-    (_is_quantized, "converted to int8", "operate on the float model, then prepare and convert it"),
-)
+_SHARDS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+_SCRIPTED = ("a ScriptModule", "operate on the Python module, then call torch.jit.script")
+_COMPILED = ("compiled", "operate on the module before torch.compile, then compile it")
+_SHARDED = ("wrapped in DDP or FSDP", "operate before wrapping, in every process alike")
+_QUANTIZED = ("converted to int8", "operate on the float model, then prepare and convert it")

@@ -140,10 +140,10 @@ class Flow:
     @cached_property
     def calls_from_nowhere(self) -> set[Call]:
         """The calls that work on what a step made of None or nothing: what they do is not known."""
-        tainted: set[fx.Node] = set()
+        tainted = {node for node in self.nodes if _is_from_nowhere(node)}
         calls: set[Call] = set()
-        for node in self.nodes:
-            if _is_from_nowhere(node) or not tainted.isdisjoint(node.all_input_nodes):
+        for node in self.nodes if tainted else ():
+            if node in tainted or not tainted.isdisjoint(node.all_input_nodes):
                 tainted.add(node)
                 calls.update(owner(node).lineage())
         return calls

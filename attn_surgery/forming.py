@@ -129,7 +129,7 @@ def _reduced(step: Step) -> Form:
     if module is not None or step.name.startswith("adaptive"):
         return replace(form, is_spread=form.layout == MAPS)
     dims, keeps = argument(step.node, 1, "dim"), argument(step.node, 2, "keepdim")
-    if step.name in ("norm", "logsumexp", "std", "var", "std_mean", "var_mean", "prod", "norm"):
+    if step.name in ("norm", "logsumexp", "std", "var", "std_mean", "var_mean", "prod"):
         dims, keeps = _late_dims(step)
     places = [form.at(dim) for dim in (dims if isinstance(dims, (tuple, list)) else [dims])]
     if form.rank is None or None in places:

@@ -83,6 +83,8 @@ Known = Callable[[Any], Form]
 def broadcast(forms: Iterable[Form]) -> Form:
     """Return the form of what an elementwise step makes of tensors of these forms."""
     each = list(forms)
+    if len(each) == 1:
+        return each[0] if each[0].layout else UNKNOWN
     wide = [form for form in each if not form.is_spread] or each
     layouts = [form for form in wide if form.layout]
     if not layouts:

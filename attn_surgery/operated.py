@@ -32,7 +32,8 @@ from attn_surgery.former_self import (
 from attn_surgery.inserting import UnfaithfulError
 from attn_surgery.listening import listening
 from attn_surgery.preserve import Attributes
-from attn_surgery.rewrite import original, passing_on, renamed
+from attn_surgery.renaming import renamed
+from attn_surgery.rewrite import original, passing_on
 
 INNER_FORWARD = "_forward_before_attention"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -17,11 +18,8 @@ class Attributes:
     def __init__(self, module: nn.Module):
         self.module = module
         self.values = dict(vars(module))
-        self.contents = {
-            name: value.copy()
-            for name, value in self.values.items()
-            if isinstance(value, (list, dict, set))
-        }
+        self.held = [each for each in self.values.values() if isinstance(each, (dict, list, set))]
+        self.contents = [each.copy() if each else () for each in self.held]  # most are empty
 
     def restore(self) -> bool:
         """Put everything back; return whether anything had been written."""
@@ -30,9 +28,8 @@ class Attributes:
         if wrote:
             now.clear()
             now.update(self.values)
-        for name, content in self.contents.items():
-            value = self.values[name]
-            if not _same_items(value, content):
+        for value, content in zip(self.held, self.contents, strict=True):
+            if (value or content) and not _same_items(value, content):
                 wrote = True
                 value.clear()
                 value.extend(content) if isinstance(value, list) else value.update(content)
@@ -43,10 +40,10 @@ def _same_items(a: Any, b: Any) -> bool:
     if len(a) != len(b):
         return False
     if isinstance(a, dict):  # the order of its names is the order of children
-        return _same_items(list(a), list(b)) and _same_items(list(a.values()), list(b.values()))
+        return list(a) == list(b) and all(map(is_, a.values(), b.values()))
     if isinstance(a, set):
         return a == b
-    return all(x is y for x, y in zip(a, b, strict=True))
+    return all(map(is_, a, b))
 
 
 @contextmanager

@@ -138,6 +138,8 @@ def _is_condition(
     """
     if not flow.forms[branch].is_spread and _spreads(flow, shortcut, branch):
         return True
+    if not flow.needs_more(branch, shortcut.fork):
+        return False
     block = block_around(end, addition)
     entry = next((step for step in shortcut.steps if index(step) < block.start), None)
     if entry is None:
@@ -149,7 +151,7 @@ def _is_condition(
         for each in flow.inputs[step]
         if index(each) < block.start
     }
-    return entry not in entering and flow.needs_more(branch, shortcut.fork)
+    return entry not in entering
 
 
 def _spreads(flow: Flow, shortcut: _Shortcut, branch: fx.Node) -> bool:

@@ -17,7 +17,6 @@ from attn_surgery.bytecode import GENERATED
 from attn_surgery.entry import entry_name
 from attn_surgery.fidelity import describe, inspect_forward
 from attn_surgery.inserting import Insertion, UnfaithfulError, insert_alike
-from attn_surgery.renaming import renamed as renamed
 from attn_surgery.traces import Trace, called_path
 from attn_surgery.tracing import trace
 

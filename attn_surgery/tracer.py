@@ -221,9 +221,10 @@ class Tracer(fx.Tracer):
     def tensor_names(self) -> dict[int, str]:
         """The names of the root's tensors, by identity."""
         names = {id(tensor): name for tensor, name in self.tensor_attrs.items()}
-        root = self.root_call.module
-        for name, tensor in (*root.named_buffers(), *root.named_parameters()):
-            names.setdefault(id(tensor), name)
+        for module, path in (self.submodule_paths or {}).items():
+            for name, tensor in (*module._buffers.items(), *module._parameters.items()):
+                if tensor is not None:
+                    names.setdefault(id(tensor), f"{path}.{name}".removeprefix("."))
         return names
 
     # branches

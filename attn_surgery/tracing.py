@@ -108,17 +108,16 @@ def _prepared(tracer: Tracer, training: bool) -> Iterator[None]:
     modules = list(root.modules())
     if tracer.inline:
         tracer.unusual = unusual_convolutions(modules)
-    with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer):
+    with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer, modules):
         warnings.simplefilter("ignore")
         with recorded_factories(tracer):
             yield
 
 
 @contextmanager
-def _watching(tracer: Tracer) -> Iterator[None]:
+def _watching(tracer: Tracer, modules: list[nn.Module]) -> Iterator[None]:
     """Let the tracer see every ``child.forward(...)`` below its root, and calls past torch's."""
-    below = list(tracer.root_call.module.modules())[1:]
-    children = [child for child in below if not isinstance(child, torch.jit.ScriptModule)]
+    children = [child for child in modules[1:] if not isinstance(child, torch.jit.ScriptModule)]
     patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
     callers = {_caller(type(child)) for child in (tracer.root_call.module, *children)} - {None}
     calls = {cls: vars(cls)["__call__"] for cls in callers if cls is not None}

@@ -73,13 +73,13 @@ class _Before:
         self.module = module
         self.cls = type(module)
         self.attributes = Attributes(module)
-        # a graph module writes them on its class, which is its own
-        own = vars(self.cls) if isinstance(module, fx.GraphModule) else {}
-        self.methods = [(name, own[name]) for name in _GENERATED if name in own]
-        # a module that comes back is moved, in place, to where the host is now
-        former = former_of(module)
-        back = former.modules.values() if former else ()
-        self.data = [(tensor, tensor.data) for each in back for tensor in _tensors(each)]
+        self.methods = self.data = ()
+        if isinstance(module, fx.GraphModule):  # it writes them on its class, which is its own
+            own = vars(self.cls)
+            self.methods = [(name, own[name]) for name in _GENERATED if name in own]
+        if former := former_of(module):  # what comes back is moved, in place, to where the host is
+            back = former.modules.values()
+            self.data = [(tensor, tensor.data) for each in back for tensor in _tensors(each)]
 
     def restore(self) -> None:
         set_class(self.module, self.cls)

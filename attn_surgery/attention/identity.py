@@ -129,6 +129,8 @@ def takes_any_batch(attention: nn.Module, channels: int, spatial_dims: int) -> b
         with torch.no_grad(), x.device, warnings.catch_warnings():
             warnings.simplefilter("error")
             first, alone, none = tried(x[:1].clone()), tried(x[0].clone()), tried(x[:0].clone())
+    except EXHAUSTED:
+        raise
     except Exception:  # whatever it raises or warns of, it does not take them
         return False
     return torch.equal(alone, first.squeeze(0)) and none.shape == x[:0].shape
