@@ -11,10 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from attn_surgery.compiling import GENERATED
 from attn_surgery.errors import EXHAUSTED
-
-GENERATED = "<attn_surgery "
-"""How the file names of generated forwards begin."""
 
 _BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
 _ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")

@@ -11,13 +11,14 @@ from torch import fx, nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.former import Former, former_at, former_in_slot, stand_for, take_out
-from attn_surgery.former_self import Surgery, surgery_of
+from attn_surgery.former_self import Surgery, as_host, surgery_of
 from attn_surgery.graph_module import graph_with_attention, is_graph_module, set_graph
 from attn_surgery.inserting import Insertion, UnfaithfulError
 from attn_surgery.methods import free_name
 from attn_surgery.operated import change_class, operated_class
 from attn_surgery.origin import Origin, remember
 from attn_surgery.planning import Cut, Decision, build_at
+from attn_surgery.sources import Wrapping, wrapped_methods
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Edit:
 
     module: nn.Module
     insertions: list[Insertion] = field(default_factory=list)
+    wrappings: list[Wrapping] = field(default_factory=list)
     attached: list[str] = field(default_factory=list)
     attached_before: list[str] = field(default_factory=list)
     attentions: dict[str, nn.Module] = field(default_factory=dict)
@@ -48,6 +50,8 @@ def edits(decision: Decision, init: str, step: int) -> list[Edit]:
             stand_for(edit.attentions[name], former_in_slot(cut.holder, name))
         elif cut.method.name == "rewrite":
             edit.insertions.append(cut.insertion(name))
+        elif cut.method.name == "wrap":
+            edit.wrappings.append(cut.wrapping(name))
         else:
             (edit.attached_before if cut.method.is_before else edit.attached).append(name)
     for edit in found.values():
@@ -83,9 +87,15 @@ def _prepare(edit: Edit, decision: Decision) -> None:
         methods = forward.methods
         _note_dropped(edit, forward.dropped)
         done = replace(done, watched=forward.watched, watches_children=forward.watches_children)
+    wrappings = (*done.wrappings, *edit.wrappings)
+    if wrappings:
+        with as_host(module):
+            methods = wrapped_methods(module, wrappings)
+        done = replace(done, watched=frozenset(methods))
     done = replace(
         done,
         insertions=insertions,
+        wrappings=wrappings,
         attached=(*done.attached, *edit.attached),
         attached_before=(*done.attached_before, *edit.attached_before),
     )

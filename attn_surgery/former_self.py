@@ -10,6 +10,7 @@ from torch import nn
 
 from attn_surgery.former import back_for_a_while, formers, in_order
 from attn_surgery.inserting import Insertion
+from attn_surgery.sources import Wrapping
 
 HOST_FORWARD = "_host_forward"
 """Where the host's forward stays reachable, if patched on the instance also kept."""
@@ -26,6 +27,8 @@ class Surgery:
     """Names of the children through which the output passes, first to last."""
     attached_before: tuple[str, ...] = ()
     """Names of the children through which the first argument passes, first to last."""
+    wrappings: tuple[Wrapping, ...] = ()
+    """Attentions around expressions in the host's own methods, in the order of their insertion."""
     watched: frozenset[str] = frozenset()
     """The attributes that the forward reads."""
     watches_children: bool = False
@@ -35,7 +38,7 @@ class Surgery:
     def attentions(self) -> tuple[str, ...]:
         """The names of all attentions among the module's children."""
         return (
-            *(each.attention for each in self.insertions),
+            *(each.attention for each in (*self.insertions, *self.wrappings)),
             *self.attached_before,
             *self.attached,
         )

@@ -38,19 +38,27 @@ class Insertion:
     @property
     def to_maps(self) -> tuple[int, ...]:
         """The permutation that puts the channels first; () where they are."""
-        dims = self.channels_last_dims
-        return (0, dims + 1, *range(1, dims + 1)) if dims else ()
+        return maps_first(self.channels_last_dims) if self.channels_last_dims else ()
 
     @property
     def from_maps(self) -> tuple[int, ...]:
         """The permutation that puts the channels last again."""
-        dims = self.channels_last_dims
-        return (0, *range(2, dims + 2), 1) if dims else ()
+        return maps_last(self.channels_last_dims) if self.channels_last_dims else ()
 
     def renamed(self, names: Mapping[str, str]) -> Insertion:
         """Return the insertion for a module whose children have other names now."""
         into = tuple(step.renamed(names) for step in self.into)
         return replace(self, after=self.after.renamed(names), into=into)
+
+
+def maps_first(dims: int) -> tuple[int, ...]:
+    """Return the permutation of ``(N, *spatial, C)``, of so many spatial dims, to maps."""
+    return (0, dims + 1, *range(1, dims + 1))
+
+
+def maps_last(dims: int) -> tuple[int, ...]:
+    """Return the permutation of maps, of so many spatial dims, that puts the channels last."""
+    return (0, *range(2, dims + 2), 1)
 
 
 class UnfaithfulError(Exception):

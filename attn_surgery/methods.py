@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from attn_surgery.entry import has_entry
+from attn_surgery.expressions import expression_of
 from attn_surgery.fidelity import runs_its_children
 from attn_surgery.finder import Finding
 from attn_surgery.former_self import as_host, surgery_of
@@ -20,6 +21,7 @@ from attn_surgery.inserting import Insertion, UnfaithfulError, insert_alike, val
 from attn_surgery.placing import ELSEWHERE, Step
 from attn_surgery.preserve import likeness
 from attn_surgery.rewrite import Original, Rewritten, original
+from attn_surgery.sources import Expression, Wrapping
 
 Owners = Counter[nn.Module | None]
 """How many modules hold each module as a child."""
@@ -30,7 +32,7 @@ class Method:
     """How a site is cut.
 
     Attributes:
-        name: ``rewrite``, ``attach`` or ``swap``; "" where it cannot be cut.
+        name: ``rewrite``, ``attach``, ``wrap`` or ``swap``; "" where it cannot be cut.
         after: What the attention receives, as the block's own forward sees it.
         holder: The path, inside the block, of the module that gets the attention as a child.
         is_before: Whether what the holder is given passes through the attention, and not what it
@@ -38,6 +40,7 @@ class Method:
         slot: The name that the attention gets there, where it takes the place of another child.
         reason: Why the site cannot be cut.
         step: What makes the value, where the forward is rewritten.
+        expression: What is wrapped in the block's own source.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Method:
     slot: str = ""
     reason: str = ""
     step: Step | None = None
+    expression: Expression | None = None
 
 
 def insertion(finding: Finding, name: str, after: Step | None = None) -> Insertion:
@@ -62,6 +66,12 @@ def insertion(finding: Finding, name: str, after: Step | None = None) -> Inserti
     )
 
 
+def wrapping(finding: Finding, name: str, expression: Expression) -> Wrapping:
+    """Return how the attention called ``name`` goes around an expression."""
+    dims = finding.form.spatial_dims or 0
+    return Wrapping(name, expression, dims if finding.is_channels_last else 0)
+
+
 class Forwards:
     """The forwards that are rewritten; blocks that are built alike share one."""
 
@@ -69,6 +79,7 @@ class Forwards:
         self._originals: dict[object, Original | str] = {}
         """Or why it cannot be rewritten: the error itself would hold the frames, and the host."""
         self._rewritten: dict[object, Rewritten] = {}
+        self._expressions: dict[object, Expression | str] = {}
 
     def original(self, block: nn.Module) -> Original:
         """Trace the forward of ``block``, or return the trace of a block like it.
@@ -76,6 +87,8 @@ class Forwards:
         Raises:
             UnfaithfulError: Why the forward cannot be rewritten.
         """
+        if (done := surgery_of(block)) and done.wrappings:
+            raise UnfaithfulError("its source was wrapped before")
         alike = likeness(block)
         if alike not in self._originals:
             try:
@@ -98,6 +111,28 @@ class Forwards:
         if key not in self._rewritten:
             self._rewritten[key] = self.original(block).with_attention(insertions)
         return self._rewritten[key]
+
+    def expression(self, block: nn.Module, finding: Finding) -> Expression:
+        """Return the expression in the block's own source that the attention goes around.
+
+        Raises:
+            UnfaithfulError: There is none.
+        """
+        if is_graph_module(block):
+            raise UnfaithfulError("it runs a graph")
+        if (done := surgery_of(block)) and done.insertions:
+            raise UnfaithfulError("its forward was rewritten before")
+        key = likeness(block), finding.spot
+        if key not in self._expressions:
+            try:
+                with as_host(block):
+                    self._expressions[key] = expression_of(block, finding.spot)
+            except UnfaithfulError as error:
+                self._expressions[key] = str(error)
+        known = self._expressions[key]
+        if isinstance(known, str):
+            raise UnfaithfulError(known)
+        return known
 
     def value(self, block: nn.Module, insertion: Insertion) -> str:
         """Return the name of the value that the insertion would receive.
@@ -159,8 +194,12 @@ def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) ->
             if not obstacle:
                 return Method("attach", step.name or "input", holder, is_before)
             obstacles.append(obstacle)
-        reason = f"cannot be rewritten ({error}) nor attached to ({obstacles[0]})"
-        return Method("", step.name, reason=reason)
+        try:
+            expression = forwards.expression(block, finding)
+        except UnfaithfulError as why:
+            reason = f"cannot be rewritten ({error}) nor attached to ({obstacles[0]})"
+            return Method("", step.name, reason=f"{reason} nor wrapped ({why})")
+        return Method("wrap", step.name or "input", expression=expression)
     return Method("rewrite", step.name if step.kind == "child" else name, step=step)
 
 

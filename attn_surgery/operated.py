@@ -34,6 +34,7 @@ from attn_surgery.listening import listening
 from attn_surgery.preserve import Attributes
 from attn_surgery.renaming import renamed
 from attn_surgery.rewrite import original, passing_on
+from attn_surgery.sources import wrapped_methods
 
 INNER_FORWARD = "_forward_before_attention"
 
@@ -134,6 +135,12 @@ def renew(module: nn.Module, done: Surgery) -> None:
             methods, watches_children = _methods_now(module, done)
             watched = watched_attributes(module)
         done = replace(done, watched=watched, watches_children=watches_children)
+    if done.wrappings:
+        try:
+            with as_host(module):
+                methods = wrapped_methods(module, done.wrappings)
+        except UnfaithfulError as error:
+            raise _no_longer(done, error) from None
     change_class(module, operated_class(module, done, methods))
 
 
@@ -151,11 +158,15 @@ def _methods_now(module: nn.Module, done: Surgery) -> tuple[dict[str, Any], bool
         )
         if follow_children and not done.watches_children:
             return _listening(module, done), False
-        raise SurgeryError(
-            f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
-            "call attn_surgery.remove first, change it, then apply again"
-        ) from None
+        raise _no_longer(done, error) from None
     return forward.methods, forward.watches_children
+
+
+def _no_longer(done: Surgery, error: UnfaithfulError) -> SurgeryError:
+    return SurgeryError(
+        f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
+        "call attn_surgery.remove first, change it, then apply again"
+    )
 
 
 def _listening(module: nn.Module, done: Surgery) -> dict[str, Any]:

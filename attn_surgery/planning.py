@@ -14,11 +14,12 @@ from attn_surgery.choosing import Candidate
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
 from attn_surgery.inserting import Insertion
-from attn_surgery.methods import Forwards, Method, choose_method, free_name, insertion
+from attn_surgery.methods import Forwards, Method, choose_method, free_name, insertion, wrapping
 from attn_surgery.positions import OUTPUT
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.request import Chosen, Request
 from attn_surgery.sites import Plan, Site
+from attn_surgery.sources import Wrapping
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Cut:
     def insertion(self, name: str) -> Insertion:
         """Return where the attention called ``name`` goes in the block's forward."""
         return insertion(self.finding, name, self.method.step)
+
+    def wrapping(self, name: str) -> Wrapping:
+        """Return how the attention called ``name`` goes around an expression."""
+        assert self.method.expression is not None
+        return wrapping(self.finding, name, self.method.expression)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,11 @@ def _parted(cuts: list[Cut], forwards: Forwards) -> tuple[list[Cut], list[Site]]
     for cut in cuts:
         if cut.method.name == "rewrite":
             inside.setdefault(cut.holder, []).append(cut)
-    refused: dict[int, str] = {}
+    refused: dict[int, str] = {
+        id(cut): "cannot be wrapped in a forward that is rewritten for other sites"
+        for cut in cuts
+        if cut.method.name == "wrap" and cut.holder in inside
+    }
     for block, several in inside.items():
         if len(several) > 1:
             names: list[str] = []

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import inspect
-import linecache
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
-from attn_surgery.bytecode import GENERATED
+from attn_surgery.compiling import compiled
 from attn_surgery.entry import entry_name
 from attn_surgery.fidelity import describe, inspect_forward
 from attn_surgery.inserting import Insertion, UnfaithfulError, insert_alike
@@ -180,20 +178,3 @@ def _declared(parameter: inspect.Parameter, known: dict[str, Any]) -> str:
         known[f"_default_of_{parameter.name}"] = parameter.default
         text += f" = _default_of_{parameter.name}"
     return text
-
-
-def compiled(source: str, known: dict[str, Any], name: str) -> Any:
-    """Compile ``source`` where inspect, TorchScript and tracebacks find its text."""
-    filename = f"{GENERATED}{hashlib.sha1(source.encode()).hexdigest()[:16]}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    # until 2.14, torch.compile looks globals up in the module that a __name__ among them names
-    scope = dict(known)
-    exec(_code(source, filename), scope)
-    function = scope[name]
-    function.__module__ = __name__
-    return function
-
-
-@functools.lru_cache(maxsize=1024)
-def _code(source: str, filename: str) -> Any:
-    return compile(source, filename, "exec")

@@ -148,7 +148,7 @@ def _misplaced(model: nn.Module) -> str:
 
 def _is_of(path: str, site: Site) -> bool:
     """Tell whether a surgery at ``site`` can have put an attention at ``path``."""
-    if site.method == "rewrite":
+    if site.method in ("rewrite", "wrap"):
         return path.rpartition(".")[0] == site.block
     return not site.block or path.startswith(f"{site.block}.")
 

@@ -33,6 +33,8 @@ class Tracer(fx.Tracer):
         inline: bool,
         passed: frozenset[str] | None,
         answers: tuple[bool, ...],
+        *,
+        places: bool = False,
     ):
         super().__init__(autowrap_modules=(math,))
         self.root_call = Call(root, "")
@@ -40,6 +42,7 @@ class Tracer(fx.Tracer):
         self.calls: list[Call] = []
         self.opaque: list[str] = []
         self.inline = inline
+        self.places = places or not inline
         self.passed = passed
         self.answers = list(answers)
         self.asked = 0
@@ -182,7 +185,7 @@ class Tracer(fx.Tracer):
         note_owner(node, self.stack[-1])
         node.meta["index"] = self.made
         self.made += 1
-        if not self.inline:
+        if self.places:
             node.meta["place"] = place_in_code(self.outermost)
         return node
 

@@ -36,6 +36,7 @@ def trace(
     inline: bool = False,
     passed: frozenset[str] | None = None,
     every_path: bool = False,
+    places: bool = False,
 ) -> tuple[list[Trace], str]:
     """Trace ``module.forward``, trying at most ``MAX_PATHS`` ways through its branches.
 
@@ -46,6 +47,8 @@ def trace(
         passed: The arguments that are traced values, the others taking their defaults; None for
             all.
         every_path: Whether to go on after the first way that could be followed to its end.
+        places: Whether the nodes know where in the code they are made, as they do of children that
+            are kept whole.
 
     Returns:
         The traces, those that could follow most first, and why the first way that could not be
@@ -58,7 +61,7 @@ def trace(
         if not pending or (traces and not every_path):
             break
         answers = pending.pop(0)
-        tracer = Tracer(module, inline, passed, answers)
+        tracer = Tracer(module, inline, passed, answers, places=places)
         try:
             result, given = _run(tracer, training), tracer.answers
         finally:
