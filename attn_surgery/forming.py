@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from attn_surgery.arranging import arranged
 from attn_surgery.forms import (
     BARE,
     LAST,
@@ -25,6 +26,7 @@ from attn_surgery.forms import (
     stacked,
 )
 from attn_surgery.operations import Kind, Operation, argument, function_name
+from attn_surgery.patterns import pattern_of
 from attn_surgery.traces import Trace, owner
 from attn_surgery.views import sliced, split, viewed
 
@@ -45,6 +47,9 @@ def form_of(
         conv = found.convolution
         given = known(inputs[0]) if inputs else UNKNOWN
         return Form(MAPS, conv.out_channels, len(conv.kernel_size), given.is_spread)
+    pattern = pattern_of(node, trace.called_module(node))
+    if pattern is not None:
+        return arranged(pattern, known(inputs[0])) if inputs else UNKNOWN
     rule = _RULES.get(found.kind)
     if rule is not None:
         return rule(Step(trace, node, inputs, known))

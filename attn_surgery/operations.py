@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from attn_surgery.patterns import is_layer_of_patterns, name_of_function
 from attn_surgery.proxies import is_primitive
 from attn_surgery.traces import Trace, baked_constant, is_opaque
 
@@ -152,7 +153,19 @@ def operation(trace: Trace, node: fx.Node) -> Operation:
         return Operation(Kind.OPAQUE) if is_opaque(node) else _of_module(module)
     if node.target is getattr:
         return Operation(Kind.VIEW if node.args[1] in _VALUE_ATTRIBUTES else Kind.QUERY)
+    if name := name_of_function(node):
+        return Operation(_KIND_OF_PATTERNS.get(name, Kind.OTHER))
     return _of_function(trace, node)
+
+
+_KIND_OF_PATTERNS = {
+    "rearrange": Kind.VIEW,
+    "repeat": Kind.VIEW,
+    "reduce": Kind.REDUCE,
+    "einsum": Kind.MIX,
+    "pack": Kind.CAT,
+    "unpack": Kind.SPLIT,
+}
 
 
 def _of_module(module: nn.Module) -> Operation:
@@ -161,6 +174,9 @@ def _of_module(module: nn.Module) -> Operation:
             tuple(module.kernel_size), module.in_channels, module.out_channels, _upsamples(module)
         )
         return Operation(Kind.UPSAMPLE if conv.upsamples else Kind.CONV, conv)
+    if is_layer_of_patterns(module):
+        kind = Kind.REDUCE if hasattr(module, "reduction") else Kind.VIEW
+        return Operation(Kind.LINEAR if module._parameters else kind)
     torchs = next((c for c in type(module).__mro__ if _is_torchs(c)), nn.Module)
     if isinstance(module, nn.Identity) or (torchs.__module__ in _DROPOUT_FILES and module.p == 0):
         return Operation(Kind.IDENTITY)

@@ -6,9 +6,9 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.bytecode import steps_from
@@ -20,6 +20,13 @@ class Value(fx.Proxy):
 
     Any number does: what follows is only looked at, never run, and the guess is on record.
     """
+
+    _is_param = False
+
+    @property
+    def __class__(self) -> type:
+        """What libraries that look at a tensor's type are to see."""
+        return Tensor
 
     def __int__(self) -> int:
         return self._guess(8)
@@ -50,12 +57,64 @@ class Value(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         # as in fx, which reads the caller's bytecode anew every time
-        frame = sys._getframe(1)
+        frame, elements = sys._getframe(1), cast(Any, self)
         step = steps_from(frame.f_code, frame.f_lasti)[0]
         if step.opname == "UNPACK_SEQUENCE":
-            elements: Any = self
             return iter([elements[i] for i in range(step.argval)])
-        return self.tracer.iter(self)
+        count = _elements(self.node)
+        if count is None:
+            count = self._guess(_likely_elements(self.node))
+        return iter([elements[i] for i in range(count)])
+
+
+def _elements(node: fx.Node) -> int | None:
+    """Return how many elements the value has, where what makes it says so for certain."""
+    name, sizes = _called_name(node), argument_of(node, 1)
+    if name in ("split", "split_with_sizes") and isinstance(sizes, (tuple, list)):
+        return len(sizes)
+    if name == "tensor_split" and isinstance(sizes, int):
+        return sizes
+    if name == "getitem" and isinstance(sizes, slice) and _is_shape(node.args[0]):
+        start, stop, step = sizes.start or 0, sizes.stop, sizes.step
+        if step is None and isinstance(start, int) and (stop is None or isinstance(stop, int)):
+            if start >= 0 and stop is not None and stop >= 0:
+                return max(0, stop - start)
+            if start < 0 and stop is None:
+                return -start
+    return None
+
+
+def _likely_elements(node: fx.Node) -> int:
+    """Return a likely number of elements: of parts as many as asked for, of a shape four."""
+    if _called_name(node) == "chunk" and isinstance(parts := argument_of(node, 1), int):
+        return parts
+    if _called_name(node) == "getitem" and isinstance(part := argument_of(node, 1), slice):
+        return len(range(4)[part]) if _is_plain_slice(part) else 2
+    return 4 if _is_shape(node) else 2
+
+
+def _is_plain_slice(part: slice) -> bool:
+    return all(each is None or isinstance(each, int) for each in (part.start, part.stop, part.step))
+
+
+def argument_of(node: fx.Node, place: int) -> Any:
+    """Return a positional argument of the node, or its first one by name, or None."""
+    if len(node.args) > place:
+        return node.args[place]
+    return next(iter(node.kwargs.values()), None)
+
+
+def _called_name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _is_shape(node: Any) -> bool:
+    """Tell whether the node is the shape of a tensor."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "call_method":
+        return bool(node.target == "size" and len(node.args) == 1 and not node.kwargs)
+    return node.target is getattr and node.args[1] == "shape"
 
 
 def _in_place(operation: Callable[..., Any]) -> Callable[[Value, Any], Any]:
@@ -148,5 +207,5 @@ def is_primitive(module: nn.Module) -> bool:
     defined_in = getattr(type(module).forward, "__module__", None) or ""
     if isinstance(module, _ConvNd):
         return not defined_in.startswith("attn_surgery")
-    is_torchs = defined_in.startswith(("torch.nn.", "torch.ao."))
+    is_torchs = defined_in.startswith(("torch.nn.", "torch.ao.", "einops.layers."))
     return is_torchs and not defined_in.endswith(".container")

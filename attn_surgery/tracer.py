@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from attn_surgery.bytecode import is_asserted, place_in_code
 from attn_surgery.entry import entry, entry_name, parameters_of
 from attn_surgery.errors import EXHAUSTED
+from attn_surgery.patterns import called_for, is_layer_of_patterns
 from attn_surgery.preserve import Attributes
 from attn_surgery.proxies import Value, Watched, is_primitive, listings_noted
 from attn_surgery.traces import Call, baked_constant, note_owner
@@ -111,6 +112,8 @@ class Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """Record a call of a module, or follow it inside."""
+        if m not in (self.submodule_paths or {}):
+            return self._made_here(m, args, kwargs)
         if entry_name(type(m)) == "forward":
             return self._called(m, _own_forward(m), args, kwargs)
         if m is self.stack[-1].module:  # a __call__ of its own that goes on to its forward
@@ -136,6 +139,13 @@ class Tracer(fx.Tracer):
             result = self.create_proxy("call_module", path, args, kwargs)
             result.node.meta["is_opaque"] = True
             return result
+
+    def _made_here(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record what a module that forward made on the spot does, which has no path."""
+        if is_layer_of_patterns(m):
+            function, more, sizes = called_for(m)
+            return self.create_proxy("call_function", function, (*args, *more), {**kwargs, **sizes})
+        return _own_forward(m)(*args, **kwargs)
 
     def direct_forward(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record ``child.forward(...)``: the child without its hooks."""
@@ -202,6 +212,8 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Return what stands for an argument in the graph."""
+        if isinstance(a, fx.Proxy):
+            return a.node
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         named = self.getattr("", a, {})
@@ -214,7 +226,7 @@ class Tracer(fx.Tracer):
         """Let parameters and buffers be read in the graph."""
         key = id(attr_val)
         if key not in self.attribute_proxies:
-            if not isinstance(attr_val, Tensor) or key not in self.tensor_names:
+            if key not in self.tensor_names:
                 return attr_val
             name = self.tensor_names[key]
             self.attribute_proxies[key] = self.create_proxy("get_attr", name, (), {})
@@ -265,4 +277,5 @@ def _is_users_function(target: Any) -> bool:
     return isinstance(target, types.FunctionType) and home.partition(".")[0] not in (
         "torch",
         "attn_surgery",
+        "einops",
     )

@@ -20,6 +20,7 @@ from attn_surgery.convolutions import unusual_convolutions
 from attn_surgery.entry import entry, entry_name
 from attn_surgery.errors import EXHAUSTED
 from attn_surgery.factories import recorded_factories
+from attn_surgery.patterns import recorded_patterns
 from attn_surgery.preserve import Attributes, in_mode
 from attn_surgery.proxies import Watched
 from attn_surgery.tracer import Tracer, known_type, one_line
@@ -113,7 +114,7 @@ def _prepared(tracer: Tracer, training: bool) -> Iterator[None]:
         tracer.unusual = unusual_convolutions(modules)
     with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer, modules):
         warnings.simplefilter("ignore")
-        with recorded_factories(tracer):
+        with recorded_factories(tracer), recorded_patterns(tracer):
             yield
 
 
