@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def work() -> None:
     """Read names of models, plan each, and print the seconds; an empty line is the last model."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import zoo
+    sys.path.append(str(ROOT))
+    from tests import zoo
 
     import attn_surgery
 
@@ -58,8 +58,8 @@ class Worker:
 
 
 def compare(other: Path, every: int, rounds: int) -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
-    import zoo
+    sys.path.append(str(ROOT))
+    from tests import zoo
 
     workers = (Worker(other), Worker(ROOT))
     ratios = []
