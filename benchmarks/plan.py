@@ -26,9 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def work() -> None:
     """Read names of models, plan each, and print the seconds; an empty line is the last model."""
     sys.path.append(str(ROOT))
-    from tests import zoo
-
     import attn_surgery
+    from tests import zoo
 
     model = None
     for line in sys.stdin:
