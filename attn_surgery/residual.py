@@ -142,8 +142,6 @@ def _is_condition(
         return False
     block = block_around(end, addition)
     entry = next((step for step in shortcut.steps if index(step) < block.start), None)
-    if entry is None:
-        return False
     entering = {
         each
         for step in flow.between(shortcut.fork, branch)
@@ -151,7 +149,7 @@ def _is_condition(
         for each in flow.inputs[step]
         if index(each) < block.start
     }
-    return entry not in entering
+    return entry is not None and entry not in entering
 
 
 def _spreads(flow: Flow, shortcut: _Shortcut, branch: fx.Node) -> bool:

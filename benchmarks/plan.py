@@ -25,10 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def work() -> None:
     """Read names of models, plan each, and print the seconds; an empty line is the last model."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import zoo
-
+    sys.path.append(str(ROOT))
     import attn_surgery
+    from tests import zoo
 
     model = None
     for line in sys.stdin:
@@ -58,8 +57,8 @@ class Worker:
 
 
 def compare(other: Path, every: int, rounds: int) -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
-    import zoo
+    sys.path.append(str(ROOT))
+    from tests import zoo
 
     workers = (Worker(other), Worker(ROOT))
     ratios = []

@@ -22,10 +22,17 @@ from attn_surgery.attention.batches import take_any_batch
 __all__ = ["one_thread", "seeded"]
 
 C = 32
+SLOW = pytest.mark.slow
 ONE_OF_EACH = {name: (name, {}) for name, _ in WORKING}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {**ONE_OF_EACH, **BASIC, **OTHERS}
 CASES = [
-    (variant, dims) for variant, (name, _) in VARIANTS.items() for dims in entry(name).dims or ()
+    pytest.param(
+        variant,
+        dims,
+        marks=() if variant in ONE_OF_EACH and dims == max(entry(name).dims or ()) else SLOW,
+    )
+    for variant, (name, _) in VARIANTS.items()
+    for dims in entry(name).dims or ()
 ]
 # Their norms are of one number per channel and image.
 REFUSE_ONE_IN_TRAINING = {"bam", "bam-product", "sk", "srm"}

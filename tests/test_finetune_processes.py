@@ -61,6 +61,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, recipe_file):
     assert together.stderr.count("stages.0 epoch 1") == 1
 
 
+@pytest.mark.slow
 def test_two_machines(tmp_path, recipe_file):
     """Two nodes of torchrun that meet on the loopback address, and share no folder."""
     one, two, other = (tmp_path / name for name in ("one", "two", "other"))

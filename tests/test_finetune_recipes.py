@@ -52,6 +52,7 @@ def write_folder(root: Path, classes: int = 2, images: int = 4) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_imagenet(tmp_path):
     root = write_folder(tmp_path / "data")
     changes = [
@@ -135,6 +136,7 @@ def write_voc(root: Path, images: int = 4) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_segmentation(tmp_path):
     root = write_voc(tmp_path / "voc")
     changes = [

@@ -52,7 +52,7 @@ def assert_same(seen, expected):
         assert all(torch.equal(seen[name][key], value) for key, value in state.items()), name
 
 
-@pytest.mark.parametrize("name", ["KILL", "TERM"])
+@pytest.mark.parametrize("name", ["KILL", pytest.param("TERM", marks=pytest.mark.slow)])
 def test_killed_again_and_again(tmp_path, recipe_file, reference, name):
     output = tmp_path / "out"
     done = launched(DRIVER, name, "1", "5", str(output), "finetune", recipe_file)
@@ -66,7 +66,7 @@ def test_killed_again_and_again(tmp_path, recipe_file, reference, name):
     assert_same(weights(output), reference)
 
 
-@pytest.mark.parametrize("amp", ["no", "bf16"])
+@pytest.mark.parametrize("amp", [pytest.param("no", marks=pytest.mark.slow), "bf16"])
 def test_a_machine_that_goes_again_and_again(tmp_path, monkeypatch, amp):
     """The process dies after every third checkpoint."""
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"

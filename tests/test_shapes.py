@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import pytest
 import zoo
 from probing import Probed, probed
-from test_zoo import SLOW_TO_BUILD
 from torch import Tensor, nn
 
 foreign = pytest.importorskip("foreign", reason="transformers is not installed")
@@ -26,13 +23,7 @@ FOREIGN = {
 }
 
 
-def _first_of_every_third_family() -> set[str]:
-    known = sorted((name for name in zoo.names() if name not in SLOW_TO_BUILD), key=zoo.family)
-    first = [next(members) for _, members in groupby(known, zoo.family)]
-    return set(first[::3])
-
-
-FAST = _first_of_every_third_family()
+FAST = zoo.first_of_families(9)
 
 
 @pytest.mark.parametrize(

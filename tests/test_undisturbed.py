@@ -249,6 +249,10 @@ SLOW = [
 ]
 
 
+OFTEN = [each for number, each in enumerate((*TORCHVISION, *TIMM)) if number % 4 == 0]
+SELDOM = [each for each in (*TORCHVISION, *TIMM) if each not in OFTEN]
+
+
 def cases(hosts: list[Host], *marks: Any) -> list[Any]:
     return [pytest.param(each, id=each.name, marks=marks) for each in hosts]
 
@@ -400,9 +404,7 @@ def has_sites(model: nn.Module, attention: str, existing: str) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::UserWarning:timm")
-@pytest.mark.parametrize(
-    "host", [*cases(TORCHVISION), *cases(TIMM), *cases(SLOW, pytest.mark.slow)]
-)
+@pytest.mark.parametrize("host", [*cases(OFTEN), *cases([*SELDOM, *SLOW], pytest.mark.slow)])
 def test_nothing_is_disturbed(host: Host) -> None:
     model = host.build()
     train_arguments, arguments = host.arguments(training=True), host.arguments(training=False)

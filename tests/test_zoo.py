@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import pytest
 import zoo
 
@@ -14,24 +12,13 @@ KNOWN = {
     library: version == zoo.RECORDED_WITH[library] for library, version in zoo.LIBRARIES.items()
 }
 INSTALLED = [name for name in zoo.names() if KNOWN[name.partition("/")[0]]]
-SLOW_TO_BUILD = {"torchvision/regnet_y_128gf"}  # it reads numbers back: 9 s on the CPU
 
 
 def golden(name: str) -> zoo.Entry:
     return GOLDEN[name.partition("/")[0]][name]
 
 
-def fast_names() -> set[str]:
-    """Choose the first and the middle model of every family."""
-    fast: set[str] = set()
-    by_family = sorted((name for name in INSTALLED if name not in SLOW_TO_BUILD), key=zoo.family)
-    for _, each in groupby(by_family, zoo.family):
-        members = list(each)
-        fast |= {members[0], members[len(members) // 2]}
-    return fast
-
-
-FAST = fast_names()
+FAST = zoo.first_of_families() & set(INSTALLED)
 
 
 @pytest.mark.parametrize(
