@@ -87,11 +87,11 @@ class _Source:
         takers = [_node_of(flow, self.block, step) for step in spot.into]
         is_given = spot.step.kind == "argument"
         value = None if is_given else _node_of(flow, self.block, spot.step)
-        if value is not None and not takers and not spot.in_place:
+        if value is not None and not takers:
             try:
-                return self._making(flow, value, spot.step)
+                return self._making(flow, value, spot)
             except UnfaithfulError:
-                takers = [user for user in flow.value_users[value] if len(user.users) > 0]
+                takers = [user for user in flow.value_users[value] if user.users]
                 if len(takers) != 1:
                     raise
         if len(takers) != 1:
@@ -99,7 +99,10 @@ class _Source:
         step = spot.into[0] if spot.into else None
         return self._operand(flow, value, takers[0], step)
 
-    def _making(self, flow: Flow, value: fx.Node, step: Step) -> Expression:
+    def _making(self, flow: Flow, value: fx.Node, spot: Spot) -> Expression:
+        step = spot.step
+        if spot.in_place:
+            raise UnfaithfulError(f"{step.name!r} changes it in place")
         frame, inner = self._frame(flow, value)
         if inner and not (step.kind == "child" and self._is_child(inner[0], step)):
             raise UnfaithfulError(f"{step.name!r} is called by a function outside of the block")

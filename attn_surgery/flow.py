@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from attn_surgery.forming import form_of, form_without_value
 from attn_surgery.forms import MAPS, UNKNOWN, Form, norm_dims
-from attn_surgery.operations import Kind, Operation, is_in_place, operation
+from attn_surgery.operations import Kind, Operation, is_in_place, is_item_set, operation
 from attn_surgery.traces import Call, Trace, index, owner
 
 
@@ -33,13 +33,15 @@ class Flow:
         """Per node that carries a value, a bit for it and for every node it depends on."""
         self._changed: dict[fx.Node, fx.Node] = {}
         """Per tensor that was changed in place, the node that changed it last."""
+        self.written_in_parts: set[fx.Node] = set()
+        """The nodes that change a view of a tensor, for which they stand since."""
         for node in self.nodes:
             self._add(node)
 
     def _add(self, node: fx.Node) -> None:
         found = self.operations[node] = operation(self.trace, node)
-        inputs = [self.now(each) for each in node.all_input_nodes if each in self.inputs]
-        inputs = list(dict.fromkeys(inputs))
+        read = dict.fromkeys(self.now(each) for each in node.all_input_nodes)
+        inputs = [each for each in read if each in self.inputs]
         if found.kind in (Kind.CONSTANT, Kind.QUERY):
             return
         if found.kind is not Kind.INPUT and not inputs:
@@ -50,7 +52,28 @@ class Flow:
             mask |= self.ancestors[each]
         self.ancestors[node] = mask
         if self.is_in_place(node):
-            self._changed[inputs[0]] = node
+            self._note_change(node)
+
+    def _note_change(self, node: fx.Node) -> None:
+        """Let the tensor that the node changes, and those that it is a view of, mean the node."""
+        changed = node.args[0]
+        while isinstance(changed, fx.Node) and (now := self.now(changed)) is not node:
+            self._changed[now] = node
+            if not self._is_view(changed):
+                return
+            self.written_in_parts.add(node)
+            changed = changed.args[0]
+
+    def _is_view(self, node: fx.Node) -> bool:
+        """Tell whether what the node returns shares the memory that it is given."""
+        is_part = self.kind(node) in (Kind.SLICE, Kind.SPLIT, Kind.VIEW)
+        return is_part and node.op.startswith("call_") and bool(node.args)
+
+    def base(self, value: Any) -> Any:
+        """Return the tensor that a value is a view of, or the value itself."""
+        while isinstance(value, fx.Node) and self._is_view(value):
+            value = value.args[0]
+        return value
 
     def is_number(self, node: fx.Node) -> bool:
         """Tell whether the node reads a parameter or buffer of one element."""
@@ -167,7 +190,9 @@ class Flow:
 
         for node in self.nodes:
             inputs = self.inputs.get(node)
-            if inputs is None:
+            if node in self.written_in_parts or is_item_set(node):
+                forms[node] = known(self.base(node.args[0]))
+            elif inputs is None:
                 forms[node] = form_without_value(node, known)
             else:
                 forms[node] = form_of(self.trace, node, self.operations[node], inputs, known)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from attn_surgery.operations import function_name
+from attn_surgery.operations import function_name, is_item_set
 from attn_surgery.placing import Step
 from attn_surgery.traces import called_path
 
@@ -168,8 +168,10 @@ def _insert_after(graph: fx.Graph, node: fx.Node, insertion: Insertion) -> None:
     users = list(node.users)
     if insertion.in_place and isinstance(node.args[0], fx.Node):
         users += [user for user in node.args[0].users if user > node]
+    value = node.args[0] if is_item_set(node) else node
+    assert isinstance(value, fx.Node)
     with graph.inserting_before(node.next):
-        result = _attended(graph, node, insertion)
+        result = _attended(graph, value, insertion)
     for user in users:
         user.replace_input_with(node, result)
         if insertion.in_place and isinstance(node.args[0], fx.Node):

@@ -185,6 +185,8 @@ def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) ->
             raise UnfaithfulError("its old attention is part of its own graph")
         if not finding.spot.is_direct:
             raise UnfaithfulError(f"{step.name!r} is inside a child")
+        if finding.spot.is_part:
+            raise UnfaithfulError(f"{step.name!r} writes on a part of it")
         name = forwards.value(block, insertion(finding, free_name(block), step))
     except UnfaithfulError as error:
         if finding.replaces:

@@ -6,7 +6,7 @@ name                       model
 ``resnet50``               timm's model of that name, else torchvision's
 ``timm/NAME``              timm's; NAME may carry a pretrained tag (``resnet50.a1_in1k``)
 ``torchvision/NAME``       torchvision's, of any task; quantizable ones in floating point
-``package.module:attr``    what a callable returns; found from the
+``package.module:attr``    what a callable returns, or the model that is there; found from the
                            current directory too
 =========================  =========================================================
 
@@ -149,7 +149,8 @@ def _builder(name: str, *, pretrained: bool) -> Builder:
         if library.knows(name):
             return library.builder(name, pretrained)
     known = [arch for library in _LIBRARIES.values() for arch in library.names()]
-    raise SurgeryError(f"unknown model {name!r}{nearest(name, known)}")
+    hint = nearest(name, known) or "; a model of your own is package.module:callable"
+    raise SurgeryError(f"unknown model {name!r}{hint}")
 
 
 def _imported_builder(name: str) -> Builder:
@@ -159,9 +160,17 @@ def _imported_builder(name: str) -> Builder:
         builder = operator.attrgetter(attribute)(importlib.import_module(module_name))
     except Exception as error:
         raise SurgeryError(f"cannot import {name!r}: {one_line(error)}") from error
+    if isinstance(builder, nn.Module):
+        return functools.partial(_built_already, name, builder)
     if not callable(builder):
         raise SurgeryError(f"{name!r} is a {type(builder).__name__}, not a callable")
     return builder
+
+
+def _built_already(name: str, model: nn.Module, **options: Any) -> nn.Module:
+    if options:
+        raise SurgeryError(f"{name!r} is a model, built already: it takes no options")
+    return model
 
 
 @contextlib.contextmanager

@@ -130,17 +130,11 @@ def renew(module: nn.Module, done: Surgery) -> None:
         SurgeryError: The forward can no longer be rewritten, nor its children listened to.
     """
     methods: dict[str, Any] = {}
-    if done.insertions:
+    if done.insertions or done.wrappings:
         with as_host(module):
             methods, watches_children = _methods_now(module, done)
-            watched = watched_attributes(module)
+            watched = watched_attributes(module) if done.insertions else frozenset(methods)
         done = replace(done, watched=watched, watches_children=watches_children)
-    if done.wrappings:
-        try:
-            with as_host(module):
-                methods = wrapped_methods(module, done.wrappings)
-        except UnfaithfulError as error:
-            raise _no_longer(done, error) from None
     change_class(module, operated_class(module, done, methods))
 
 
@@ -151,22 +145,20 @@ def _methods_now(module: nn.Module, done: Surgery) -> tuple[dict[str, Any], bool
         The methods, and whether they go by what children there are.
     """
     try:
+        if done.wrappings:
+            return wrapped_methods(module, done.wrappings), False
         forward = original(module).with_attention(done.insertions)
     except UnfaithfulError as error:
-        follow_children = all(
+        follow_children = not done.wrappings and all(
             each.after.kind == "child" and not each.into for each in done.insertions
         )
         if follow_children and not done.watches_children:
             return _listening(module, done), False
-        raise _no_longer(done, error) from None
+        raise SurgeryError(
+            f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
+            "call attn_surgery.remove first, change it, then apply again"
+        ) from None
     return forward.methods, forward.watches_children
-
-
-def _no_longer(done: Surgery, error: UnfaithfulError) -> SurgeryError:
-    return SurgeryError(
-        f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
-        "call attn_surgery.remove first, change it, then apply again"
-    )
 
 
 def _listening(module: nn.Module, done: Surgery) -> dict[str, Any]:

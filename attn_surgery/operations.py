@@ -46,6 +46,7 @@ class Kind(Enum):
     DROPOUT = auto()
     ADD = auto()
     SUB = auto()
+    LERP = auto()
     MUL = auto()
     DIV = auto()
     CAT = auto()
@@ -87,8 +88,9 @@ _NAMES = {
     "requires_grad alias identity",
     Kind.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
     "feature_alpha_dropout",
-    Kind.ADD: "add iadd radd",
+    Kind.ADD: "add iadd radd addcmul addcdiv",
     Kind.SUB: "sub isub rsub subtract",
+    Kind.LERP: "lerp",
     Kind.MUL: "mul imul rmul multiply",
     Kind.DIV: "div idiv truediv itruediv rtruediv true_divide divide",
     Kind.CAT: "cat concat concatenate stack hstack vstack dstack",
@@ -249,13 +251,18 @@ def is_in_place(trace: Trace, node: fx.Node) -> bool:
         return getattr(module, "inplace", False) is True and is_primitive(module)
     if not node.op.startswith("call_") or not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    if node.kwargs.get("inplace") is True:
+    if node.kwargs.get("inplace") is True or is_item_set(node):
         return True
     target = node.target
     name = target if isinstance(target, str) else _callable_name(target)
     if node.op == "call_function" and getattr(target, "__module__", None) == "_operator":
         return name in _IN_PLACE_OPERATORS
     return name.endswith("_") and not name.endswith("__")
+
+
+def is_item_set(node: fx.Node) -> bool:
+    """Tell whether the node writes on a part of a tensor, and returns nothing."""
+    return node.op == "call_function" and function_name(node) == "setitem"
 
 
 _IN_PLACE_OPERATORS = frozenset(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from attn_surgery.flow import Flow
-from attn_surgery.operations import Kind, function_name
+from attn_surgery.operations import Kind, function_name, is_item_set
 from attn_surgery.traces import Call, called_path, index, owner
 
 ELSEWHERE = "?"
@@ -50,6 +50,8 @@ class Spot:
     """The path of the innermost module that returns the value."""
     is_only_call: bool = False
     """Whether that module is called once for each call of the block."""
+    is_part: bool = False
+    """Whether making the value wrote on a part of it, which is all that is returned."""
     is_used: bool = True
     """Whether what it returns is used, and not just what it changed in place."""
     is_result: bool = False
@@ -136,6 +138,7 @@ def _is_chain(module: nn.Module) -> bool:
 def _place_function(flow: Flow, value: fx.Node, spot: Spot, block: Call) -> tuple[Call, Spot]:
     call = owner(value)
     step = Step(function_name(value), "function", _earlier_steps(flow, value))
+    spot = replace(spot, is_part=value in flow.written_in_parts and not is_item_set(value))
     # what a child did to its argument without returning it cannot be cut there
     is_reachable = not spot.in_place or index(flow.inputs[value][0]) >= call.start
     if not spot.into and call is not block:

@@ -95,7 +95,7 @@ def _pre(flow: Flow, residual: Residual) -> Target | str:
 
 def _identity(flow: Flow, residual: Residual) -> Target | str:
     block = block_around(residual.end, residual.addition)
-    return _for_some(flow, block, residual.shortcut, [residual.addition], residual.form)
+    return _for_some(flow, block, residual.shortcut, [residual.taker], residual.form)
 
 
 def _post(flow: Flow, residual: Residual) -> Target | str:

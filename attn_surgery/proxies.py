@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.bytecode import steps_from
@@ -24,9 +25,12 @@ class Value(fx.Proxy):
     _is_param = False
 
     @property
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What libraries that look at a tensor's type are to see."""
         return Tensor
+
+    def __getattr__(self, k: str) -> Any:
+        return ValueOfAttribute(self, k)
 
     def __int__(self) -> int:
         return self._guess(8)
@@ -65,6 +69,10 @@ class Value(fx.Proxy):
         if count is None:
             count = self._guess(_likely_elements(self.node))
         return iter([elements[i] for i in range(count)])
+
+
+class ValueOfAttribute(Value, Attribute):
+    """An attribute of a traced value, or a method that is about to be called."""
 
 
 def _elements(node: fx.Node) -> int | None:
@@ -114,7 +122,7 @@ def _is_shape(node: Any) -> bool:
         return False
     if node.op == "call_method":
         return bool(node.target == "size" and len(node.args) == 1 and not node.kwargs)
-    return node.target is getattr and node.args[1] == "shape"
+    return node.target is getattr and node.args[1:] == ("shape",)
 
 
 def _in_place(operation: Callable[..., Any]) -> Callable[[Value, Any], Any]:

@@ -7,10 +7,11 @@ sum is one of maps ``(N, C, *spatial)`` (He et al. 2015, arXiv:1512.03385, secti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
+from attn_surgery.additions import Addition, additions
 from attn_surgery.flow import Flow
 from attn_surgery.forms import LAST, MAPS, UNKNOWN, Form
 from attn_surgery.operations import Kind, function_name
@@ -57,6 +58,8 @@ class Residual:
     form: Form
     refusal: str
     """Why this is no residual block after all; "" where it is one."""
+    taker: fx.Node
+    """What takes the operands: the addition, or the stack that it sums up."""
 
 
 @dataclass(frozen=True)
@@ -76,24 +79,24 @@ class _Shortcut:
 
 def residuals(flow: Flow) -> list[Residual]:
     """Return the additions of the trace that are, or look like, the end of a residual block."""
-    additions = (node for node in flow.inputs if flow.kind(node) is Kind.ADD)
-    found = (_recognise(flow, node) for node in additions)
+    found = (_recognise(flow, addition) for addition in additions(flow))
     return [residual for residual in found if residual is not None]
 
 
-def _recognise(flow: Flow, addition: fx.Node) -> Residual | None:
-    operands = flow.inputs[addition]
-    if len(operands) != 2:
-        return None
-    a, b = operands
+def _recognise(flow: Flow, addition: Addition) -> Residual | None:
+    a, b = addition.operands
     readings = [_read(flow, addition, a, b), _read(flow, addition, b, a)]
     known = [reading for reading in readings if reading is not None]
-    return min(known, key=lambda reading: bool(reading.refusal), default=None)
+    found = min(known, key=lambda reading: bool(reading.refusal), default=None)
+    if found is None or not addition.refusal:
+        return found
+    # whatever else may be wrong with it, it is no sum
+    return None if found.refusal else replace(found, refusal=addition.refusal)
 
 
-def _read(flow: Flow, addition: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Residual | None:
+def _read(flow: Flow, added: Addition, shortcut: fx.Node, branch: fx.Node) -> Residual | None:
     """Read the addition with the first operand as S and the second as F."""
-    found = _find_fork(flow, shortcut, branch)
+    addition, found = added.node, _find_fork(flow, shortcut, branch)
     if found is None:
         return None
     steps = list(flow.between(found.fork, branch))
@@ -106,7 +109,15 @@ def _read(flow: Flow, addition: fx.Node, shortcut: fx.Node, branch: fx.Node) -> 
     refusal = _refusal(flow, found, branch, end, form)
     last = _end_before_permutation(flow, end, owner(addition))
     return Residual(
-        addition, found.fork, shortcut, branch, last or end, last is not None, form, refusal
+        addition,
+        found.fork,
+        shortcut,
+        branch,
+        last or end,
+        last is not None,
+        form,
+        refusal,
+        added.taker,
     )
 
 

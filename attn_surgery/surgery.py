@@ -218,10 +218,15 @@ def _why_nothing(model: nn.Module, decision: Decision) -> str:
     name, skipped = type(model).__name__, decision.plan.skipped
     if not skipped:
         followed, untraced = decision.survey.followed, decision.survey.untraced
+        if untraced:
+            path, failure = next(iter(untraced.items()))
+            return (
+                f"found no residual block in {name}, but could not follow {len(untraced)} of its "
+                f"modules, {path or 'the model itself'!r} for one: {failure}"
+            )
         return (
-            f"{name} has no residual block: looked at the forwards of its containers, "
-            f"{len(followed)} of which could be followed and {len(untraced)} not; none adds a "
-            "convolutional branch to its own input"
+            f"{name} has no residual block: looked at the forwards of its {len(followed)} "
+            "containers; none adds a convolutional branch to its own input"
         )
     reasons = list(dict.fromkeys(site.reason for site in skipped))
     listed = "; ".join(f"{_count(skipped, reason)} x {reason}" for reason in reasons[:6])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from attn_surgery.bytecode import is_asserted, place_in_code
 from attn_surgery.entry import entry, entry_name, parameters_of
@@ -268,8 +269,13 @@ def known_type(annotation: Any) -> Any:
 
 
 def one_line(error: Exception) -> str:
-    """Write an error as one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    """Write an error as one line, in words that say nothing of how a trace is made."""
+    if isinstance(error, TraceError):
+        return "needs to know what a tensor holds, to unpack it"
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    for name in (f"{Value.__module__}.{Value.__qualname__}", "torch.fx.proxy.Proxy"):
+        text = text.replace(f"<class '{name}'>", "a traced tensor")
+    return text.replace("'Value'", "'Tensor'").replace("'Proxy'", "'Tensor'")
 
 
 def _is_users_function(target: Any) -> bool:

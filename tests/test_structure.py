@@ -49,6 +49,7 @@ LAYERS = [
     "views",
     "forming",
     "flow",
+    "additions",
     "residual",
     "gates",
     "placing",
