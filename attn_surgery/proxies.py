@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.bytecode import steps_from
 from attn_surgery.entry import entry_name
+from attn_surgery.preserve import put_back_afterwards
 
 
 class Value(fx.Proxy):
@@ -21,13 +22,6 @@ class Value(fx.Proxy):
 
     Any number does: what follows is only looked at, never run, and the guess is on record.
     """
-
-    _is_param = False
-
-    @property
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What libraries that look at a tensor's type are to see."""
-        return Tensor
 
     def __getattr__(self, k: str) -> Any:
         return ValueOfAttribute(self, k)
@@ -150,6 +144,35 @@ def _is_number(node: fx.Node) -> bool:
         return node.args[1] in ("shape", "ndim")
     from_operators = getattr(node.target, "__module__", None) == "_operator"
     return from_operators and all(_is_number(each) for each in node.all_input_nodes)
+
+
+@contextmanager
+def taken_for_tensors(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let the forwards of these modules see tensors where they ask whether values are.
+
+    Nobody else may: torch's own code would take what is told to be a tensor for one.
+    """
+    scopes = {
+        id(scope): scope
+        for forward in {getattr(cls, entry_name(cls), None) for cls in {type(m) for m in modules}}
+        if "isinstance" in getattr(getattr(forward, "__code__", None), "co_names", ())
+        and "isinstance" not in (scope := getattr(forward, "__globals__", {}))
+    }
+
+    def put_back() -> None:
+        for scope in scopes.values():
+            scope.pop("isinstance", None)
+
+    with put_back_afterwards(put_back):
+        for scope in scopes.values():
+            scope["isinstance"] = _is_instance
+        yield
+
+
+def _is_instance(value: Any, kinds: Any) -> bool:
+    if isinstance(value, Value):
+        return issubclass(Tensor, kinds) and not _is_number(value.node)
+    return isinstance(value, kinds)
 
 
 class Watched:

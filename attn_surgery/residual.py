@@ -15,29 +15,10 @@ from attn_surgery.additions import Addition, additions
 from attn_surgery.flow import Flow
 from attn_surgery.forms import LAST, MAPS, UNKNOWN, Form
 from attn_surgery.operations import Kind, function_name
+from attn_surgery.shortcuts import Shortcut, find_fork, takes_part
 from attn_surgery.traces import Call, index, owner
 from attn_surgery.views import slices_channels
 
-_LINEAR_STEPS = {
-    Kind.CONV,
-    Kind.FILTER,
-    Kind.LINEAR,
-    Kind.NORM,
-    Kind.POOL,
-    Kind.PAD,
-    Kind.VIEW,
-    Kind.REARRANGE,
-    Kind.SLICE,
-    Kind.SPLIT,
-    Kind.IDENTITY,
-    Kind.DROPOUT,
-    Kind.UPSAMPLE,
-    Kind.CAT,
-    Kind.ADD,
-    Kind.SUB,
-    Kind.MUL,
-    Kind.DIV,
-}
 _NONLINEAR = {Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
 TRANSFORMS = {Kind.CONV, Kind.LINEAR, Kind.MIX, Kind.OPAQUE}
 
@@ -62,21 +43,6 @@ class Residual:
     """What takes the operands: the addition, or the stack that it sums up."""
 
 
-@dataclass(frozen=True)
-class _Shortcut:
-    """The way back from the addition to the fork."""
-
-    steps: tuple[fx.Node, ...]
-    """From the operand S to the fork."""
-    convolutions: int
-    upsamples: bool
-    is_part: bool
-
-    @property
-    def fork(self) -> fx.Node:
-        return self.steps[-1]
-
-
 def residuals(flow: Flow) -> list[Residual]:
     """Return the additions of the trace that are, or look like, the end of a residual block."""
     found = (_recognise(flow, addition) for addition in additions(flow))
@@ -96,7 +62,7 @@ def _recognise(flow: Flow, addition: Addition) -> Residual | None:
 
 def _read(flow: Flow, added: Addition, shortcut: fx.Node, branch: fx.Node) -> Residual | None:
     """Read the addition with the first operand as S and the second as F."""
-    addition, found = added.node, _find_fork(flow, shortcut, branch)
+    addition, found = added.node, find_fork(flow, shortcut, branch)
     if found is None:
         return None
     steps = list(flow.between(found.fork, branch))
@@ -121,26 +87,8 @@ def _read(flow: Flow, added: Addition, shortcut: fx.Node, branch: fx.Node) -> Re
     )
 
 
-def _find_fork(flow: Flow, shortcut: fx.Node, branch: fx.Node) -> _Shortcut | None:
-    """Walk back from S through linear steps to the nearest tensor that F is computed from, too."""
-    steps, convolutions, upsamples, is_part = [shortcut], 0, False, False
-    while True:
-        node = steps[-1]
-        if node is not branch and flow.depends(branch, node):
-            return _Shortcut(tuple(steps), convolutions, upsamples, is_part)
-        kind = flow.kind(node)
-        if kind not in _LINEAR_STEPS or len(flow.inputs[node]) != 1:
-            return None
-        convolutions += kind in (Kind.CONV, Kind.LINEAR) or (
-            kind is Kind.UPSAMPLE and flow.operations[node].convolution is not None
-        )
-        upsamples |= kind is Kind.UPSAMPLE
-        is_part |= kind is Kind.SPLIT or (kind is Kind.SLICE and slices_channels(node))
-        steps += flow.inputs[node]
-
-
 def _is_condition(
-    flow: Flow, addition: fx.Node, shortcut: _Shortcut, branch: fx.Node, end: fx.Node
+    flow: Flow, addition: fx.Node, shortcut: Shortcut, branch: fx.Node, end: fx.Node
 ) -> bool:
     """Tell whether S is what conditions the block, and no other way from the block's input.
 
@@ -163,7 +111,7 @@ def _is_condition(
     return entry is not None and entry not in entering
 
 
-def _spreads(flow: Flow, shortcut: _Shortcut, branch: fx.Node) -> bool:
+def _spreads(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> bool:
     """Tell whether S is one value per channel, broadcast over space by the addition or before."""
     if any(flow.forms[step].is_spread for step in shortcut.steps):
         return True
@@ -254,10 +202,13 @@ def _form_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Form:
     return form
 
 
-def _refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node, end: fx.Node, form: Form) -> str:
+def _refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node, end: fx.Node, form: Form) -> str:
     """Return why the addition closes no residual block, or ""."""
     steps = list(flow.between(shortcut.fork, branch))
     if shortcut.is_part:
+        whole = flow.leads_past(shortcut.fork, branch, lambda step: takes_part(flow, step))
+        if whole:
+            return "the shortcut keeps a part of the channels that the branch takes"
         return "the operands are different parts of one tensor"
     if form.channels == 1 and (flow.form(shortcut.steps[0]).channels or 1) > 1:
         return "the branch ends in one channel, which the addition spreads over all"
@@ -284,7 +235,7 @@ def _is_partial(flow: Flow, end: fx.Node) -> bool:
     return len(flow.value_users[source]) > 1
 
 
-def _resolution_refusal(flow: Flow, shortcut: _Shortcut, branch: fx.Node) -> str:
+def _resolution_refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> str:
     if shortcut.upsamples or flow.leads_past(
         shortcut.fork, branch, lambda step: flow.kind(step) is Kind.UPSAMPLE
     ):

@@ -22,7 +22,7 @@ from attn_surgery.errors import EXHAUSTED
 from attn_surgery.factories import recorded_factories
 from attn_surgery.patterns import recorded_patterns
 from attn_surgery.preserve import Attributes, in_mode
-from attn_surgery.proxies import Watched
+from attn_surgery.proxies import Watched, taken_for_tensors
 from attn_surgery.tracer import Tracer, known_type, one_line
 from attn_surgery.traces import Trace
 
@@ -114,7 +114,7 @@ def _prepared(tracer: Tracer, training: bool) -> Iterator[None]:
         tracer.unusual = unusual_convolutions(modules)
     with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer, modules):
         warnings.simplefilter("ignore")
-        with recorded_factories(tracer), recorded_patterns(tracer):
+        with recorded_factories(tracer), recorded_patterns(tracer), taken_for_tensors(modules):
             yield
 
 

@@ -50,6 +50,7 @@ LAYERS = [
     "forming",
     "flow",
     "additions",
+    "shortcuts",
     "residual",
     "gates",
     "placing",
