@@ -35,23 +35,22 @@ def expression_of(block: nn.Module, spot: Spot) -> Expression:
     Raises:
         UnfaithfulError: There is no such expression, or it is passed more than once.
     """
-    found: dict[Expression, None] = {}
     failure = "it is on no way that could be followed"
     for way in ways(block):
         traces, _ = trace(block, inline=True, passed=way, every_path=True, places=True)
         source = _Source(block, [Flow(each) for each in traces])
-        for flow in source.flows:
-            try:
-                found[source.expression(flow, spot)] = None
-            except UnfaithfulError as error:
-                failure = str(error)
-        if found:
-            break
-    if not found:
-        raise UnfaithfulError(failure)
-    if len(found) > 1:
-        raise UnfaithfulError("it is not at one place in the code")
-    return next(iter(found))
+        for choose in (source.making, source.taking):
+            found: set[Expression] = set()
+            for flow in source.flows:
+                try:
+                    found.add(choose(flow, spot))
+                except UnfaithfulError as error:
+                    failure = str(error)
+            if len(found) == 1:
+                return found.pop()
+            if found:
+                failure = "it is not at one place in the code"
+    raise UnfaithfulError(failure)
 
 
 @dataclass(frozen=True)
@@ -82,25 +81,14 @@ class _Source:
         self.methods = dict(_methods(block))
         """Per code that the block runs as its own, the method that it is in."""
 
-    def expression(self, flow: Flow, spot: Spot) -> Expression:
-        """Return the expression, as one way shows it."""
-        takers = [_node_of(flow, self.block, step) for step in spot.into]
-        is_given = spot.step.kind == "argument"
-        value = None if is_given else _node_of(flow, self.block, spot.step)
-        if value is not None and not takers:
-            try:
-                return self._making(flow, value, spot)
-            except UnfaithfulError:
-                takers = [user for user in flow.value_users[value] if user.users]
-                if len(takers) != 1:
-                    raise
-        if len(takers) != 1:
-            raise UnfaithfulError("several steps take it")
-        step = spot.into[0] if spot.into else None
-        return self._operand(flow, value, takers[0], step)
-
-    def _making(self, flow: Flow, value: fx.Node, spot: Spot) -> Expression:
+    def making(self, flow: Flow, spot: Spot) -> Expression:
+        """Return what makes the value, as one way shows it."""
         step = spot.step
+        if spot.into:
+            raise UnfaithfulError("not all are to get the result")
+        if step.kind == "argument":
+            raise UnfaithfulError("it is given to the block")
+        value = _node_of(flow, self.block, step)
         if spot.in_place:
             raise UnfaithfulError(f"{step.name!r} changes it in place")
         frame, inner = self._frame(flow, value)
@@ -110,10 +98,16 @@ class _Source:
             raise UnfaithfulError(f"{frame.text!r} has no value")
         return frame.expression(frame.node)
 
-    def _operand(
-        self, flow: Flow, value: fx.Node | None, taker: fx.Node, step: Step | None
-    ) -> Expression:
-        """Return the operand of the step that takes the value."""
+    def taking(self, flow: Flow, spot: Spot) -> Expression:
+        """Return the operand of the one step that takes the value, as one way shows it."""
+        is_given = spot.step.kind == "argument"
+        value = None if is_given else _node_of(flow, self.block, spot.step)
+        takers = [_node_of(flow, self.block, step) for step in spot.into]
+        if not takers and value is not None:
+            takers = [user for user in flow.value_users[value] if user.users]
+        if len(takers) != 1:
+            raise UnfaithfulError("several steps take it")
+        taker, step = takers[0], spot.into[0] if spot.into else None
         frame, inner = self._frame(flow, taker)
         is_child = step is not None and step.kind == "child"
         if inner and not (is_child and step and self._is_child(inner[0], step)):
@@ -138,7 +132,7 @@ class _Source:
             raise UnfaithfulError("its forward is wrapped by another function")
         frames = [self._read(code, offset) for code, offset in chain[:own]]
         code = chain[own - 1][0]
-        if len({self._callers(each) for each in self._nodes_in(code)}) > 1:
+        if any(len(_callers(each, code)) > 1 for each in self.flows):
             raise UnfaithfulError(f"{self.methods[code][0]!r} is called at several places")
         return frames[-1], [each for each, _ in chain[own:]]
 
@@ -151,22 +145,21 @@ class _Source:
             raise UnfaithfulError(f"{frame.text!r} is in a loop")
         return frame
 
-    def _nodes_in(self, code: types.CodeType) -> Iterator[tuple[list[Place], types.CodeType]]:
-        for flow in self.flows:
-            for node in flow.nodes:
-                chain = list(reversed(node.meta.get("place", ())))
-                if code in [each for each, _ in chain]:
-                    yield chain, code
-
-    @staticmethod
-    def _callers(found: tuple[list[Place], types.CodeType]) -> tuple[Place, ...]:
-        chain, code = found
-        return tuple(chain[: [each for each, _ in chain].index(code)])
-
     def _is_child(self, code: types.CodeType, step: Step) -> bool:
         """Tell whether the code is the forward of the child."""
         function = entry(self.block.get_submodule(step.name))
         return getattr(getattr(function, "__func__", function), "__code__", None) is code
+
+
+def _callers(flow: Flow, code: types.CodeType) -> set[tuple[Place, ...]]:
+    """Return the ways by which a code was called on one way through the block."""
+    found: set[tuple[Place, ...]] = set()
+    for node in flow.nodes:
+        chain = list(reversed(node.meta.get("place", ())))
+        codes = [each for each, _ in chain]
+        if code in codes:
+            found.add(tuple(chain[: codes.index(code)]))
+    return found
 
 
 _REPEATING = (
