@@ -171,18 +171,26 @@ def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
 
 def _normalises(flow: Flow, product: fx.Node) -> bool:
     """Tell whether the factor is one over a standard deviation, or a weight behind it."""
-    if all(flow.is_number(each) for each in product.all_input_nodes if each not in flow.inputs):
+    weights = [each for each in product.all_input_nodes if each not in flow.inputs]
+    if all(flow.is_number(each) for each in weights):
         return False
-    pending, seen = list(product.all_input_nodes), set()
+    pending, seen, divides = list(product.all_input_nodes), set(weights), False
     while pending:
         node = pending.pop()
-        if function_name(node) in ("rsqrt", "sqrt") and node.op.startswith("call_"):
-            return True
+        divides |= function_name(node) in ("rsqrt", "sqrt") and node.op.startswith("call_")
         if node not in seen and node.op != "placeholder":
             seen.add(node)
             if owner(node) is owner(product):
                 pending += node.all_input_nodes
-    return False
+    # in a flat graph, where a norm is no call, its weight is held where its other tensors are
+    theirs = {_holder(each) for each in seen.difference(weights) if each.op == "get_attr"}
+    own = {_holder(each) for each in weights if each.op == "get_attr"}
+    return divides and not (own and theirs and own.isdisjoint(theirs))
+
+
+def _holder(node: fx.Node) -> str:
+    """Return the path of the module that holds the tensor that is read."""
+    return str(node.target).rpartition(".")[0]
 
 
 def _form_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Form:
@@ -208,7 +216,7 @@ def _refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node, end: fx.Node, form
     if shortcut.is_part:
         whole = flow.leads_past(shortcut.fork, branch, lambda step: takes_part(flow, step))
         if whole:
-            return "the shortcut keeps a part of the channels that the branch takes"
+            return "the shortcut keeps only a part of what the branch takes"
         return "the operands are different parts of one tensor"
     if form.channels == 1 and (flow.form(shortcut.steps[0]).channels or 1) > 1:
         return "the branch ends in one channel, which the addition spreads over all"

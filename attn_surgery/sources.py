@@ -73,6 +73,8 @@ class Definition:
     def text(self, where: Range) -> str:
         """Return what stands there."""
         first, start, last, end = where
+        if last >= len(self.lines):
+            return ""
         lines = [line.encode() for line in self.lines[first : last + 1]]
         lines[-1] = lines[-1][:end]
         lines[0] = lines[0][start:]
@@ -153,9 +155,17 @@ def _is_alike(code: types.CodeType, other: types.CodeType) -> bool:
         return False
     if any("@py" in name for name in code.co_varnames):
         return set(other.co_names) <= {*code.co_names, "AssertionError"}
-    inner = [[each for each in one.co_consts if isinstance(each, types.CodeType)]
-             for one in (code, other)]  # fmt: skip
-    return code.co_code == other.co_code and len(inner[0]) == len(inner[1])
+    same = (code.co_code, code.co_names) == (other.co_code, other.co_names)
+    return (
+        same
+        and len(code.co_consts) == len(other.co_consts)
+        and all(
+            _is_alike(a, b)
+            if isinstance(a, types.CodeType) and isinstance(b, types.CodeType)
+            else a == b
+            for a, b in zip(code.co_consts, other.co_consts, strict=True)
+        )
+    )
 
 
 def wrapped(function: types.FunctionType, wrappings: Sequence[Wrapping]) -> types.FunctionType:

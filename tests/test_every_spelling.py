@@ -337,7 +337,7 @@ class Parts(PartOfTheShortcut):
     [
         (Subtracting, "subtracts: x - f(x) is no residual sum"),
         (Interpolating, "interpolates between x and f(x) by torch.lerp: no residual sum"),
-        (PartOfTheShortcut, "the shortcut keeps a part of the channels that the branch takes"),
+        (PartOfTheShortcut, "the shortcut keeps only a part of what the branch takes"),
         (Parts, "the operands are different parts of one tensor"),
     ],
 )

@@ -289,7 +289,7 @@ class Nothing(nn.Module):
         (quantized, ["int8", "float"]),
         (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), ["lazy", "forward pass"]),
         (distributed, ["DDP", "before wrapping"]),
-        (Nothing, ["Nothing", "no residual block", "1 of which"]),
+        (Nothing, ["Nothing", "no residual block", "1 containers"]),
     ],
     ids=["str", "class", "scripted", "compiled", "int8", "lazy", "ddp", "nothing"],
 )

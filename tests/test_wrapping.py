@@ -1,0 +1,253 @@
+"""The third way to cut a site: an expression in the host's own source, wrapped where it stands."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import sys
+import traceback
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attn_surgery
+from attn_surgery import SurgeryError
+
+C = 8
+MARK = "h = torch.tanh(self.b(h))  # the branch ends here"
+
+
+class Block(nn.Module):
+    """Asks its data for a truth, and ends its branch in a function."""
+
+    scale = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(C, C, 3, padding=1) for _ in "ab")
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        if x.sum() > 0:
+            h = h * factor
+        h = torch.tanh(self.b(h))  # the branch ends here
+        return x + h
+
+
+class Scriptable(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        if bool(x.sum() > 0):
+            h = h * 2.0
+        h = torch.tanh(self.b(h))
+        return x + h
+
+
+class Inherits(Block):
+    """Calls what it overrides: the wrapped method has the closure that super() needs."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = super().forward(x, factor)
+        if h.sum() > 0:
+            h = h * factor
+        return h + torch.tanh(self.b(torch.relu(self.a(h))))
+
+
+def model(kind: type[nn.Module] = Block) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, C, 1), kind()).eval()
+
+
+def moved(host: nn.Module) -> nn.Module:
+    for attention in attn_surgery.inserted(host).values():
+        for parameter in attention.parameters():
+            nn.init.normal_(parameter)
+    return host
+
+
+def attended(kind: type[nn.Module] = Block, attention: str = "cbam", **asked: Any) -> nn.Module:
+    host = attn_surgery.apply(model(kind), attention, **asked)
+    assert {site.method for site in attn_surgery.plan(model(kind), **asked).sites} == {"wrap"}
+    return moved(host)
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def by_hand(host: nn.Module, x: Tensor) -> Tensor:
+    stem, block = host.children()
+    x = stem(x)
+    h = torch.relu(block.a(x))
+    return x + block.attn(torch.tanh(block.b(h)))
+
+
+def test_the_branch_is_attended_and_nothing_else():
+    host = attended()
+    for x in (X, -X):
+        assert torch.equal(host(x), by_hand(host, x))
+
+
+@pytest.mark.parametrize("position", ["standard", "post", "identity"])
+def test_every_position(position: str):
+    host, operated = model(), model()
+    sites = attn_surgery.plan(operated, position=position).sites
+    assert len(sites) == 1
+    attn_surgery.apply(operated, "cbam", position=position)
+    assert torch.equal(operated(X), host(X))
+    assert not torch.equal(moved(operated)(X), host(X))
+    attn_surgery.remove(operated)
+    assert torch.equal(operated(X), host(X))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripted():
+    host = attended(Scriptable)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(host), buffer)
+    buffer.seek(0)
+    scripted = torch.jit.load(buffer)
+    for x in (X, -X):
+        torch.testing.assert_close(scripted(x), host(x))
+
+
+def test_compiled():
+    host = attended()
+    compiled = torch.compile(host, backend="eager")
+    with torch.no_grad():
+        for x in (X, -X):
+            torch.testing.assert_close(compiled(x), host(x))
+    torch.compiler.reset()
+
+
+def test_the_source_is_shown_with_the_attention():
+    block = attended()[1]
+    shown = inspect.getsource(block.forward)
+    assert "h = self.attn(torch.tanh(self.b(h)))  # the branch ends here" in shown
+    assert inspect.signature(block.forward) == inspect.signature(Block().forward)
+    assert block.forward.__doc__ == Block.forward.__doc__
+    assert block.forward.__qualname__ == Block.forward.__qualname__
+
+
+def test_a_traceback_names_the_file_and_the_line_of_the_host():
+    block = attended()[1]
+    lines, first = inspect.getsourcelines(Block.forward)
+    line = first + next(i for i, each in enumerate(lines) if MARK in each)
+    block.b = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError) as caught:
+        block(torch.randn(1, C, 8, 8))
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    mine = [each for each in frames if each.name == "forward" and each.filename == __file__]
+    assert [each.lineno for each in mine] == [line]
+    assert mine[0].line == MARK
+
+
+def test_a_debugger_stops_where_the_code_stands():
+    host, seen = attended(), set()
+
+    def watch(frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename == __file__ and event == "line":
+            seen.add(frame.f_lineno)
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        host(X)
+    finally:
+        sys.settrace(before)
+    lines, first = inspect.getsourcelines(Block.forward)
+    assert first + next(i for i, each in enumerate(lines) if MARK in each) in seen
+
+
+def test_what_the_class_says_later_counts():
+    """Globals and class attributes are read when forward runs, as they were."""
+    host = attended()
+    before = host(X)
+    host[1].b = nn.Conv2d(C, C, 3, padding=1)
+    assert not torch.equal(host(X), before)
+    assert torch.equal(host(X), by_hand(host, X))
+
+
+def test_super_works_in_a_wrapped_method():
+    host, operated = model(Inherits), attended(Inherits)
+    assert len(attn_surgery.inserted(operated)) == 1
+    operated = attn_surgery.remove(operated)
+    assert torch.equal(operated(X), host(X))
+
+
+def test_two_attentions_at_one_place():
+    host = attended(attention="se")
+    before = host(X)
+    attn_surgery.apply(host, "eca", existing="stack")
+    assert torch.equal(host(X), before)
+    moved(host)
+    again = copy.deepcopy(host)
+    assert torch.equal(again(X), host(X))
+    attn_surgery.remove(host)
+    assert torch.equal(host(X), model()(X))
+
+
+def test_saved_and_loaded(tmp_path: Any):
+    host = attended()
+    attn_surgery.save(host, tmp_path / "attention.safetensors")
+    loaded = attn_surgery.load(model(), tmp_path / "attention.safetensors")
+    assert torch.equal(loaded(X), host(X))
+
+
+def test_a_forward_that_is_patched_later_is_wrapped_or_refused():
+    host = attended()
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.b(self.a(x)))
+
+    before = host(X)
+    with pytest.raises(SurgeryError, match="cannot be rewritten as it is now"):
+        host[1].forward = forward.__get__(host[1])
+    assert torch.equal(host(X), before)
+
+
+class Loop(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            if x.sum() > 0:
+                x = x * 1
+            x = x + torch.tanh(self.b(torch.relu(self.a(x))))
+        return x
+
+
+def of_text() -> type[nn.Module]:
+    """Return a class whose source nobody can read."""
+    scope: dict[str, Any] = {"torch": torch, "Block": Block}
+    text = inspect.getsource(Block.forward)
+    exec(f"class Unread(Block):\n{text}", scope)
+    return scope["Unread"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (lambda: Loop, "nor wrapped .*is in a loop"),
+        (of_text, "nor wrapped .*the source of Unread.forward is not there"),
+    ],
+)
+def test_what_cannot_be_wrapped_says_why(kind: Any, reason: str):
+    plan = attn_surgery.plan(model(kind()))
+    assert not plan.sites
+    with pytest.raises(SurgeryError, match=reason):
+        attn_surgery.apply(model(kind()))
+
+
+def test_a_source_that_is_not_what_runs(tmp_path: Any, monkeypatch: Any):
+    text = "from test_wrapping import Block, Tensor, torch\n\n\nclass Changed(Block):\n"
+    text += inspect.getsource(Block.forward)
+    path = tmp_path / "changing.py"
+    path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    changing = __import__("changing")
+    path.write_text(text.replace("relu", "abs"))
+    with pytest.raises(SurgeryError, match="is not what runs"):
+        attn_surgery.apply(model(changing.Changed))
