@@ -45,6 +45,12 @@ from generated_maps import (
     MAP_ENDS_IN_CHILD,
     MAP_UNITS,
 )
+from generated_spellings import (
+    SPELLED_ADDITIONS,
+    SPELLED_BRANCHES,
+    SPELLED_IN_CHILD,
+    UNFAITHFULLY_SPELLED,
+)
 from hypothesis import strategies as st
 from torch import fx, nn
 from torch.ao.nn.quantized import FloatFunctional
@@ -469,6 +475,7 @@ ENDS_IN_CHILD = {
     "reparameterised": Reparameterised,
     "local feed-forward": LocalFeedForward,
     **MAP_ENDS_IN_CHILD,
+    **SPELLED_IN_CHILD,
 }
 """Branches whose end one child makes, in one call."""
 BRANCHES: dict[str, type[Residual]] = {
@@ -478,6 +485,7 @@ BRANCHES: dict[str, type[Residual]] = {
     "convnext": ConvNeXt,
     "functional": Functional,
     **MAP_BRANCHES,
+    **SPELLED_BRANCHES,
 }
 
 
@@ -1098,8 +1106,9 @@ UNFAITHFUL: dict[str, type[Residual]] = {
     "flag": WithFlag,
     "context": InContext,
     "writing": Writing,
+    **UNFAITHFULLY_SPELLED,
 }
-"""Forwards that no one graph stands for: the attention is attached to a child."""
+"""Forwards that no one graph stands for: the attention is attached, or wraps an expression."""
 ADDITIONS: dict[str, type[Residual]] = {
     "f + s": BranchFirst,
     "s + f": ShortcutFirst,
@@ -1131,6 +1140,7 @@ ADDITIONS: dict[str, type[Residual]] = {
     "child": ChildAdds,
     "child, list": ChildAddsList,
     "child, dict": ChildAddsDict,
+    **SPELLED_ADDITIONS,
     **UNFAITHFUL,
 }
 
@@ -1971,28 +1981,30 @@ def blocks(
         if traceable:
             norms = [each for each in norms if "frozen" not in each]
         additions = [
-            name for name in ADDITIONS if not traceable or name not in (*UNFAITHFUL, "s += f")
+            name
+            for name in ADDITIONS
+            if not traceable or name not in (*UNFAITHFUL, *SPELLED_ADDITIONS, "s += f")
         ]
         addition = draw(st.sampled_from(additions))
         drop = draw(st.sampled_from(list(DROPS)))
-        needs_child = addition in UNFAITHFUL or drop in UNFAITHFUL_DROPS
-        # the output of a parametrized convolution cannot be attached to
-        convs = ("plain", "standardised") if needs_child else CONVS
+        is_unfaithful = addition in UNFAITHFUL or drop in UNFAITHFUL_DROPS
         full = Shape(
             shape.dims,
             shape.inward,
             shape.outward,
             shape.stride,
             draw(st.sampled_from(norms)),
-            draw(st.sampled_from(convs)),
+            draw(st.sampled_from(CONVS)),
         )
         names = [name for name, (_, fits) in SHORTCUTS.items() if fits(full)]
-        branches = [*ENDS_IN_CHILD] if needs_child else [*BRANCHES]
+        branches = [*BRANCHES]
         if traceable:
-            branches.remove("forward called")
-        elif doubtful and not needs_child:
+            branches = [
+                each for each in branches if each not in ("forward called", *SPELLED_BRANCHES)
+            ]
+        elif doubtful and not is_unfaithful:
             branches += DOUBTFUL_BRANCHES
-        patched = "" if needs_child else draw(st.sampled_from(["", "", "", "method", "closure"]))
+        patched = "" if is_unfaithful else draw(st.sampled_from(["", "", "", "method", "closure"]))
         return BlockSpec(
             full,
             branch=draw(st.sampled_from(branches)),

@@ -38,10 +38,10 @@ class Block(nn.Module):
 
 
 class Scriptable(Block):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, factor: float = 2.0) -> Tensor:
         h = torch.relu(self.a(x))
         if bool(x.sum() > 0):
-            h = h * 2.0
+            h = h * factor
         h = torch.tanh(self.b(h))
         return x + h
 
@@ -56,19 +56,19 @@ class Inherits(Block):
         return h + torch.tanh(self.b(torch.relu(self.a(h))))
 
 
-def model(kind: type[nn.Module] = Block) -> nn.Module:
+def model(kind: type[nn.Module] = Block) -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, C, 1), kind()).eval()
 
 
-def moved(host: nn.Module) -> nn.Module:
+def moved(host: Any) -> Any:
     for attention in attn_surgery.inserted(host).values():
         for parameter in attention.parameters():
             nn.init.normal_(parameter)
     return host
 
 
-def attended(kind: type[nn.Module] = Block, attention: str = "cbam", **asked: Any) -> nn.Module:
+def attended(kind: type[nn.Module] = Block, attention: str = "cbam", **asked: Any) -> Any:
     host = attn_surgery.apply(model(kind), attention, **asked)
     assert {site.method for site in attn_surgery.plan(model(kind), **asked).sites} == {"wrap"}
     return moved(host)
@@ -77,7 +77,7 @@ def attended(kind: type[nn.Module] = Block, attention: str = "cbam", **asked: An
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def by_hand(host: nn.Module, x: Tensor) -> Tensor:
+def by_hand(host: Any, x: Tensor) -> Tensor:
     stem, block = host.children()
     x = stem(x)
     h = torch.relu(block.a(x))
@@ -211,7 +211,7 @@ def test_a_forward_that_is_patched_later_is_wrapped_or_refused():
 
 
 class Loop(Block):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         for _ in range(2):
             if x.sum() > 0:
                 x = x * 1
