@@ -34,6 +34,8 @@ class Site:
               pass the output of the child through the attention instead.)
             - ``attach``: the block's forward stays as it is; the output of a child or of the block
               itself, or the input of a child, passes through the attention.
+            - ``wrap``: the host's own method, compiled from its own source, passes what one of its
+              expressions evaluates to through the attention.
             - ``swap``: the attention takes the place, and the name, of the one that is a child.
         reason: Why the site is skipped; "" where it is to be cut.
     """
