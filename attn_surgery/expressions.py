@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,19 +37,13 @@ def expression_of(block: nn.Module, spot: Spot) -> Expression:
     """
     failure = "it is on no way that could be followed"
     for way in ways(block):
-        traces, _ = trace(block, inline=True, passed=way, every_path=True, places=True)
-        source = _Source(block, [Flow(each) for each in traces])
-        for choose in (source.making, source.taking):
-            found: set[Expression] = set()
-            for flow in source.flows:
-                try:
-                    found.add(choose(flow, spot))
-                except UnfaithfulError as error:
-                    failure = str(error)
-            if len(found) == 1:
-                return found.pop()
-            if found:
-                failure = "it is not at one place in the code"
+        modes = [_Source(block, way, training=training) for training in (False, True)]
+        for choose in (_Source.making, _Source.taking):
+            found, failures = zip(*(each.all_ways(choose, spot) for each in modes), strict=True)
+            here = {expression for each in found for expression in each}
+            if len(here) == 1 and all(found):
+                return here.pop()
+            failure = next(filter(None, failures), "it is not at one place in the code")
     raise UnfaithfulError(failure)
 
 
@@ -75,11 +69,27 @@ class _Frame:
 class _Source:
     """The methods of a block, and the ways through them."""
 
-    def __init__(self, block: nn.Module, flows: list[Flow]):
+    def __init__(self, block: nn.Module, way: frozenset[str], *, training: bool):
+        traces, _ = trace(
+            block, training=training, inline=True, passed=way, every_path=True, places=True
+        )
         self.block = block
-        self.flows = flows
+        self.flows = [Flow(each) for each in traces]
         self.methods = dict(_methods(block))
         """Per code that the block runs as its own, the method that it is in."""
+
+    def all_ways(
+        self, choose: Callable[[_Source, Flow, Spot], Expression], spot: Spot
+    ) -> tuple[set[Expression], str]:
+        """Return the expressions that the ways show, and why one shows none where none does."""
+        found: set[Expression] = set()
+        failure = "it is not on the way of both modes"
+        for flow in self.flows:
+            try:
+                found.add(choose(self, flow, spot))
+            except UnfaithfulError as error:
+                failure = str(error)
+        return found, "" if found else failure
 
     def making(self, flow: Flow, spot: Spot) -> Expression:
         """Return what makes the value, as one way shows it."""
@@ -176,10 +186,9 @@ _REPEATING = (
 
 def _methods(block: nn.Module) -> Iterator[tuple[types.CodeType, tuple[str, types.FunctionType]]]:
     """Yield the codes of the methods that the block runs when it calls them by name."""
-    cls = type(block)
-    named: dict[str, object] = {
-        name: getattr(cls, name, None) for each in cls.__mro__ for name in vars(each)
-    }
+    named: dict[str, object] = {}
+    for cls in reversed(type(block).__mro__):
+        named |= vars(cls)  # a static method is no function there
     patched = vars(block).get("forward")
     if isinstance(patched, types.MethodType) and patched.__self__ is block:
         named["forward"] = patched.__func__

@@ -210,6 +210,56 @@ def test_a_forward_that_is_patched_later_is_wrapped_or_refused():
     assert torch.equal(host(X), before)
 
 
+class ByMode(Block):
+    """Ends at another place in either mode: what takes both is wrapped."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = self.a(x)
+        if x.sum() > 0:
+            h = h * factor
+        h = torch.tanh(self.b(h)) if self.training else torch.tanh(self.b(h * 1))
+        return x + h
+
+
+class ByModeScaled(Block):
+    """Nothing takes both ends as they are."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = self.a(x)
+        if x.sum() > 0:
+            h = h * factor
+        if self.training:
+            return x + 2 * torch.tanh(self.b(h))
+        return x + 0.5 * torch.tanh(self.b(h * 1))
+
+
+def test_both_modes_are_attended():
+    host = attended(ByMode)
+    assert "x + self.attn(h)" in inspect.getsource(host[1].forward)
+    for training in (False, True):
+        assert not torch.equal(host.train(training)(X), model(ByMode).train(training)(X))
+
+
+class Static(Block):
+    """A helper whose first argument is no module."""
+
+    @staticmethod
+    def end(h: Tensor) -> Tensor:
+        return torch.tanh(h)
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        if x.sum() > 0:
+            h = h * factor
+        return x + self.end(self.b(h))
+
+
+def test_a_static_method_is_no_method_of_a_module():
+    host = attended(Static)
+    assert "x + self.attn(self.end(self.b(h)))" in inspect.getsource(host[1].forward)
+    assert not torch.equal(host(X), model(Static)(X))
+
+
 class Loop(Block):
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         for _ in range(2):
@@ -231,6 +281,7 @@ def of_text() -> type[nn.Module]:
     ("kind", "reason"),
     [
         (lambda: Loop, "nor wrapped .*is in a loop"),
+        (lambda: ByModeScaled, "nor wrapped .*not at one place in the code"),
         (of_text, "nor wrapped .*the source of Unread.forward is not there"),
     ],
 )
