@@ -79,7 +79,9 @@ def trace(
 def _run(tracer: Tracer, training: bool) -> Trace | str:
     root, tracer.outermost = tracer.root_call.module, _run.__code__
     with _prepared(tracer, training):
-        tracer.before[root] = Attributes(root)
+        # those that are never called have methods that write, too
+        own = [each for each in root.modules() if each is root or not _is_torchs(each)]
+        tracer.before = {each: Attributes(each) for each in own}
         try:
             graph = tracer.trace(root)
         except EXHAUSTED:
@@ -104,6 +106,10 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         reentered=tracer.reentered,
         lists_children=tracer.lists_children,
     )
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.")
 
 
 @contextmanager

@@ -380,6 +380,34 @@ def test_what_could_not_be_followed_is_not_said_to_have_no_block():
         attn_surgery.apply(nn.Sequential(nn.Conv2d(3, C, 1), Refusing()))
 
 
+class Noting(nn.Module):
+    """Never called: what uses it calls a method that writes (RAFT's correlation block)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def note(self, x: Tensor) -> Tensor:
+        self.seen = [x.detach()]
+        return x
+
+
+class Noted(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.noting = Noting()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(self.noting.note(x))
+
+
+def test_what_a_method_of_a_child_writes_is_put_back():
+    model = network(Noted)
+    assert len(attn_surgery.plan(model).sites) == 2
+    assert [each.seen for each in model.modules() if isinstance(each, Noting)] == [[], []]
+    check(model, torch.randn(2, 3, 8, 8))
+
+
 def test_einops_is_itself_again():
     x, code = torch.randn(1, 2, 3), einops.rearrange.__code__
     attn_surgery.plan(network(There))
