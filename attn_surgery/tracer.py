@@ -164,7 +164,8 @@ class Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         module = call.module
-        self.before.setdefault(module, Attributes(module))
+        if module not in self.before:
+            self.before[module] = Attributes(module)
         self.stack.append(call)
         try:
             # not through hooks: they must not see traced values
