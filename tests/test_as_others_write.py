@@ -359,6 +359,34 @@ def test_a_block_that_refuses_its_default_is_one():
     assert ([site.after for site in plan.sites], plan.skipped) == (["last"], ())
 
 
+class Generator(nn.Module):
+    """Made of noise when it is given none, as vocoders are."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.time = Body(), nn.Linear(4, 8)
+
+    def forward(self, steps: Any, noise: Any = None) -> Any:
+        noise = torch.randn((steps.shape[0], 3, 8, 8)) if noise is None else noise
+        return self.body(noise) * self.time(steps)[..., None, None]
+
+
+class LearnedStart(nn.Module):
+    """Made of a learned map, as generators with styles are."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.body = nn.Parameter(torch.ones(1, 3, 8, 8)), Body()
+
+    def forward(self, styles: Any) -> Any:
+        return self.body(self.start.repeat(styles.shape[0], 1, 1, 1)) * styles
+
+
+@pytest.mark.parametrize("whole", [Generator, LearnedStart])
+def test_what_no_input_has_an_influence_on_is_found_all_the_same(whole: type[nn.Module]) -> None:
+    assert places(whole()) == [("body.blocks.0", "layer"), ("body.blocks.1", "layer")]
+
+
 # Conditions are no forks
 
 
