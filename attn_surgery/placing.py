@@ -81,7 +81,7 @@ def place(flow: Flow, value: fx.Node, into: tuple[fx.Node, ...], block: Call) ->
         alternatives=_passing(flow, value, block) if into else (),
         is_only_call=True,
     )
-    if index(value) < block.start:
+    if index(value) < block.start or value.op == "placeholder":
         return block, spot
     returning = [
         call

@@ -74,7 +74,7 @@ def decide(model: nn.Module, request: Request) -> Decision:
         found = survey(model, request.position, replacing=request.existing == "replace")
         forwards = Forwards()
         owners = Counter(child for module in model.modules() for child in module._modules.values())
-        drafts = [_draft(each, owners, forwards) for each in found.findings]
+        drafts = _once([_draft(each, owners, forwards) for each in found.findings])
     candidates = [Candidate(draft.site, draft.finding.width) for draft in drafts]
     selected = request.chosen_among(candidates)
     cuts, skipped = [], []
@@ -117,6 +117,23 @@ def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwar
         reason=method.reason,
     )
     return _Draft(site, finding, method)
+
+
+def _once(drafts: list[_Draft]) -> list[_Draft]:
+    """Leave out what would be put at the same place again, to which two ways through a block lead.
+
+    On each of them another step makes the value, but it is before the same child, or stands at
+    the same place in the code.
+    """
+    first: dict[object, _Draft] = {}
+    for draft in drafts:
+        method, block = draft.method, draft.finding.block
+        is_around = method.name in ("attach", "wrap")
+        place = (
+            (block, method.holder, method.is_before, method.expression) if is_around else id(draft)
+        )
+        first.setdefault(place, draft)
+    return list(first.values())
 
 
 def _skip_reason(site: Site, is_selected: bool, chosen: Chosen | None, request: Request) -> str:

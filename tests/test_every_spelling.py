@@ -267,10 +267,10 @@ def network(kind: type[nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, C, 1), kind(), kind()).eval()
 
 
-def check(model: nn.Module, x: Tensor) -> None:
+def check(model: nn.Module, x: Tensor, position: str = "standard") -> None:
     """The identity, the copies after the gates have moved, and the way back."""
     before, classes = model(x), [type(each) for each in model.modules()]
-    attn_surgery.apply(model, "cbam")
+    attn_surgery.apply(model, "cbam", position=position)
     assert torch.equal(model(x), before)
     for attention in attn_surgery.inserted(model).values():
         for parameter in attention.parameters():
@@ -304,6 +304,52 @@ def test_two_ends_on_two_ways():
         "tanh",
     ]
     check(model, torch.randn(2, 3, 8, 8))
+
+
+class AsksInTheMiddle(Block):
+    """On each way another step makes what the second convolution takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.a(x)))
+        if x.sum() > 0:
+            h = h * 2
+        return x + torch.tanh(self.b(h))
+
+
+class AsksAtFirst(Block):
+    """What enters the branch goes into a function, and stands in the sum, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.branch(torch.tanh(x))
+        return x + (torch.sigmoid(h) if x.sum() > 0 else torch.sigmoid(1 * h))
+
+
+@pytest.mark.parametrize("position", ["pre", "mid", "identity", "post"])
+@pytest.mark.parametrize("kind", [AsksInTheMiddle, AsksAtFirst])
+def test_a_place_that_two_ways_lead_to_is_one_site(kind: type[Block], position: str):
+    model, x = network(kind), torch.randn(2, 3, 8, 8)
+    attn_surgery.apply(model, "se", position=position)
+    for sign in (1, -1):
+        assert calls_of(model, sign * x.abs()) == [1, 1]
+    attn_surgery.remove(model)
+    check(model, x, position)
+
+
+def calls_of(model: nn.Module, x: Tensor) -> list[int]:
+    """Return how often each attention works in a pass."""
+    counts = dict.fromkeys(attn_surgery.inserted(model), 0)
+
+    def count(name: str) -> None:
+        counts[name] += 1
+
+    hooks = [
+        each.register_forward_hook(lambda *_, name=name: count(name))
+        for name, each in attn_surgery.inserted(model).items()
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return list(counts.values())
 
 
 class Subtracting(Block):
