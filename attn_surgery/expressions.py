@@ -43,7 +43,7 @@ def expression_of(block: nn.Module, spot: Spot) -> Expression:
             here = {expression for each in found for expression in each}
             if len(here) == 1 and all(found):
                 return here.pop()
-            failure = next(filter(None, failures), "it is not at one place in the code")
+            failure = next(filter(None, failures), "several places in the code make or take it")
     raise UnfaithfulError(failure)
 
 

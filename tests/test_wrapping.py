@@ -284,7 +284,7 @@ def of_text() -> type[nn.Module]:
     ("kind", "reason"),
     [
         (lambda: Loop, "nor wrapped .*is in a loop"),
-        (lambda: ByModeScaled, "nor wrapped .*not at one place in the code"),
+        (lambda: ByModeScaled, "nor wrapped .*several places in the code"),
         (of_text, "nor wrapped .*the source of Unread.forward is not there"),
     ],
 )
