@@ -208,6 +208,27 @@ class FlagAtConv(Block):
         return out + x
 
 
+class FlagAtFunction(Block):
+    """The branch ends in a function, on ways between which an argument chooses."""
+
+    def forward(self, x: Tensor, flag: bool = False) -> Tensor:
+        out = torch.tanh(self.branch(x))
+        if flag:
+            out = out * 3.0
+        return out + x
+
+
+class Asks(Block):
+    """The data choose the way, and the branch ends in a function."""
+
+    def forward(self, x: Tensor, least: float = 0.0) -> Tensor:
+        out = self.branch(x)
+        if bool(out.sum() > least):
+            out = out * 0.5
+        out = torch.tanh(out)
+        return out + x
+
+
 class KeywordOnly(Block):
     def forward(self, x: Tensor, *, scale: float = 1.0, act: bool = True) -> Tensor:
         out = self.branch(x) * scale + x
