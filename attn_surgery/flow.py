@@ -167,18 +167,15 @@ class Flow:
         Such is what a step made of None or of nothing, and what convolutions make of noise or of
         a learned tensor, on which no input has any influence.
         """
-        tainted = {
-            node for node in self.nodes if _is_from_nowhere(node) or self._convolves_no_input(node)
-        }
+        tainted = {node for node in self.nodes if _is_from_nowhere(node)}
         calls: set[Call] = set()
-        for node in self.nodes if tainted else ():
+        for node in self.nodes:
             if node in tainted or not tainted.isdisjoint(node.all_input_nodes):
                 tainted.add(node)
                 calls.update(owner(node).lineage())
+            elif node not in self.inputs and self.operations[node].convolution is not None:
+                calls.update(owner(node).lineage())
         return calls
-
-    def _convolves_no_input(self, node: fx.Node) -> bool:
-        return self.operations[node].convolution is not None and node not in self.inputs
 
     @cached_property
     def value_users(self) -> dict[fx.Node, list[fx.Node]]:

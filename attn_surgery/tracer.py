@@ -166,10 +166,12 @@ class Tracer(fx.Tracer):
         module = call.module
         if module not in self.before:
             self.before[module] = Attributes(module)
+        _make_nodes((args, kwargs))
         self.stack.append(call)
         try:
             # not through hooks: they must not see traced values
             result = own(*args, **kwargs)
+            _make_nodes(result)
         finally:
             self.stack.pop()
         if isinstance(result, fx.Proxy):
@@ -255,6 +257,11 @@ class Tracer(fx.Tracer):
             self.answers.append(False)
         self.asked += 1
         return self.answers[self.asked - 1]
+
+
+def _make_nodes(values: Any) -> None:
+    """Let attributes that were read be steps of the call that read them, not of what takes them."""
+    fx.node.map_aggregate(values, lambda each: each.node if isinstance(each, fx.Proxy) else each)
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:
