@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
 
 from attn_surgery.bytecode import is_asserted, place_in_code
@@ -261,7 +262,7 @@ class Tracer(fx.Tracer):
 
 def _make_nodes(values: Any) -> None:
     """Let attributes that were read be steps of the call that read them, not of what takes them."""
-    fx.node.map_aggregate(values, lambda each: each.node if isinstance(each, fx.Proxy) else each)
+    map_aggregate(values, lambda each: each.node if isinstance(each, fx.Proxy) else each)
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:

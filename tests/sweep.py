@@ -28,11 +28,13 @@ from torch import Tensor, nn
 
 import attn_surgery
 from attn_surgery import SurgeryError
-from attn_surgery.inputs import guess_input
+from attn_surgery.inputs import Input, guess_input
 
 ATTENTIONS = ("se", "cbam", "eca")
 LARGEST = 60_000_000
 """Parameters of the largest model that is run."""
+SIDE = 64
+"""Of the maps for models that do not know their size: restorers of images take any."""
 
 Named = tuple[str, Callable[[], nn.Module]]
 
@@ -113,11 +115,13 @@ def swept(build: Callable[[], nn.Module]) -> tuple[str, Counter[str]]:
 
 
 def _inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what a model takes: pytorchcv's know their size."""
+    """Return what a model takes: pytorchcv's know their size, others get small maps."""
     size = getattr(model, "in_size", None)
     if isinstance(size, tuple):
         return (torch.randn(1, getattr(model, "in_channels", 3), *size),), {}
-    return guess_input(model).build(1, "cpu", torch.float32)
+    shapes = guess_input(model).shapes
+    small = tuple((each[0], *[min(SIDE, side) for side in each[1:]]) for each in shapes)
+    return Input(small).build(1, "cpu", torch.float32)
 
 
 def _is_pickled(model: nn.Module) -> bool:
