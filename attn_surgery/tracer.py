@@ -262,7 +262,11 @@ class Tracer(fx.Tracer):
 
 def _make_nodes(values: Any) -> None:
     """Let attributes that were read be steps of the call that read them, not of what takes them."""
-    map_aggregate(values, lambda each: each.node if isinstance(each, fx.Proxy) else each)
+
+    def make(value: Any) -> Any:
+        return value.node if isinstance(value, fx.Proxy) else value
+
+    map_aggregate(values, make)
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:
