@@ -2,17 +2,22 @@
 
     python -m tests.sweep pytorchcv
     python -m tests.sweep spandrel
+    python -m tests.sweep transformers
 
-By hand: neither is a dependency. Of pytorchcv it takes the smallest model of each family, of
-spandrel every architecture that builds from its defaults. A model passes if its output is the same
-bit for bit with the attention in it, if a deep copy and a pickle of it are equal to it after its
-gates have moved, and if it is what it was when the attention is out again.
+By hand: the first two are no dependencies. Of pytorchcv it takes the smallest model of each family,
+of spandrel every architecture that builds from its defaults. Those of transformers, which are
+large, are on the meta device, and are planned only, as all are with ``--plan``.
+
+A model passes if its output is the same bit for bit with the attention in it, if a deep copy and a
+pickle of it are equal to it after its gates have moved, and if it is what it was when the attention
+is out again.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import importlib
 import inspect
 import pickle
@@ -77,10 +82,18 @@ def spandrel() -> Iterator[Named]:
                 yield f"{found.name.split('.')[2]}.{name}", kind
 
 
-COLLECTIONS = {"pytorchcv": pytorchcv, "spandrel": spandrel}
+def transformers() -> Iterator[Named]:
+    """Yield the models for images, videos and sound that build from their defaults."""
+    foreign: Any = importlib.import_module("tests.foreign")
+    for name in foreign.names():
+        if name not in foreign.UNBUILT:
+            yield name, functools.partial(foreign.build, name)
 
 
-def swept(build: Callable[[], nn.Module]) -> tuple[str, Counter[str]]:
+COLLECTIONS = {"pytorchcv": pytorchcv, "spandrel": spandrel, "transformers": transformers}
+
+
+def swept(build: Callable[[], nn.Module], *, is_only_planned: bool) -> tuple[str, Counter[str]]:
     """Try one model.
 
     Returns:
@@ -90,15 +103,16 @@ def swept(build: Callable[[], nn.Module]) -> tuple[str, Counter[str]]:
     torch.manual_seed(0)
     try:
         model = build().eval()
-        if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
+        is_large = sum(parameter.numel() for parameter in model.parameters()) > LARGEST
+        if is_large and not is_only_planned:
             return "too large to be run", methods
     except Exception as error:
         return f"not built: {type(error).__name__}", methods
     plan = attn_surgery.plan(model, "se", existing="stack")
     methods.update(site.method for site in plan.sites)
     methods["none"] += sum("cannot be rewritten" in site.reason for site in plan.skipped)
-    if not plan.sites:
-        return "no site", methods
+    if not plan.sites or is_only_planned:
+        return "planned" if plan.sites else "no site", methods
     try:
         args, kwargs = _inputs(model)
         run = lambda host: _tensors(host(*args, **kwargs))  # noqa: E731
@@ -175,7 +189,9 @@ def main() -> None:
     )
     parser.add_argument("collection", choices=COLLECTIONS)
     parser.add_argument("--only", default="", help="models whose name holds this")
+    parser.add_argument("--plan", action="store_true", help="plan, and cut nothing")
     given = parser.parse_args()
+    is_only_planned = given.plan or given.collection == "transformers"
     warnings.simplefilter("ignore")
     outcomes: Counter[str] = Counter()
     methods: Counter[str] = Counter()
@@ -184,7 +200,7 @@ def main() -> None:
             continue
         start = time.perf_counter()
         try:
-            outcome, found = swept(build)
+            outcome, found = swept(build, is_only_planned=is_only_planned)
         except Exception as error:
             outcome, found = f"FAILED: {type(error).__name__}: {error}".splitlines()[0], Counter()
         outcomes[outcome.partition(":")[0]] += 1
