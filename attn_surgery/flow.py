@@ -34,7 +34,7 @@ class Flow:
         self._changed: dict[fx.Node, fx.Node] = {}
         """Per tensor that was changed in place, the node that changed it last."""
         self.written_in_parts: set[fx.Node] = set()
-        """The nodes that change a view of a tensor, for which they stand since."""
+        """The nodes that change a view of a tensor that is read afterwards, and stand for it."""
         for node in self.nodes:
             self._add(node)
 
@@ -61,8 +61,9 @@ class Flow:
             self._changed[now] = node
             if not self._is_view(changed):
                 return
-            self.written_in_parts.add(node)
             changed = changed.args[0]
+            if any(index(user) > index(node) for user in changed.users):
+                self.written_in_parts.add(node)
 
     def _is_view(self, node: fx.Node) -> bool:
         """Tell whether what the node returns shares the memory that it is given."""
@@ -196,12 +197,14 @@ class Flow:
 
         for node in self.nodes:
             inputs = self.inputs.get(node)
-            if node in self.written_in_parts or is_item_set(node):
-                forms[node] = known(self.base(node.args[0]))
-            elif inputs is None:
-                forms[node] = form_without_value(node, known)
+            if inputs is None:
+                form = form_without_value(node, known)
             else:
-                forms[node] = form_of(self.trace, node, self.operations[node], inputs, known)
+                form = form_of(self.trace, node, self.operations[node], inputs, known)
+            if node in self.written_in_parts or is_item_set(node):
+                whole = known(self.base(node.args[0]))
+                form = whole if form == whole or not node.users else UNKNOWN
+            forms[node] = form
         return forms
 
     def form(self, node: fx.Node) -> Form:

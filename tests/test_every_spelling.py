@@ -460,3 +460,17 @@ def test_einops_is_itself_again():
     assert einops.rearrange.__code__ is code
     assert einops.rearrange(x, "a b c -> c b a").shape == (3, 2, 1)
     assert not [name for name in einops.rearrange.__globals__ if "attn_surgery" in name]
+
+
+class ActivatedWhilePermuted(Block):
+    """The activation changes a view of the norm's result, which nobody reads as it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.layer_norm(self.b(torch.relu(self.a(x))).permute(0, 2, 3, 1), (C,))
+        return F.relu(h.permute(0, 3, 1, 2), inplace=True) + x
+
+
+def test_a_view_that_is_changed_in_place_is_what_it_is():
+    (site, _) = attn_surgery.plan(network(ActivatedWhilePermuted)).sites
+    assert (site.after, site.channels, site.method) == ("relu_1", C, "rewrite")
+    check(network(ActivatedWhilePermuted), torch.randn(2, 3, 8, 8))
