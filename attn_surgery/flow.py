@@ -62,7 +62,8 @@ class Flow:
             if not self._is_view(changed):
                 return
             changed = changed.args[0]
-            if any(index(user) > index(node) for user in changed.users):
+            later = changed.users if isinstance(changed, fx.Node) else ()
+            if any(index(user) > index(node) for user in later):
                 self.written_in_parts.add(node)
 
     def _is_view(self, node: fx.Node) -> bool:

@@ -466,7 +466,7 @@ class ActivatedWhilePermuted(Block):
     """The activation changes a view of the norm's result, which nobody reads as it was."""
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.layer_norm(self.b(torch.relu(self.a(x))).permute(0, 2, 3, 1), (C,))
+        h = F.layer_norm(self.b(torch.relu(self.a(x))).permute(0, 2, 3, 1), (8,))
         return F.relu(h.permute(0, 3, 1, 2), inplace=True) + x
 
 
