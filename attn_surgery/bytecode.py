@@ -14,6 +14,9 @@ from typing import Any
 from attn_surgery.compiling import GENERATED
 from attn_surgery.errors import EXHAUSTED
 
+Place = tuple[types.CodeType, int]
+"""An instruction: the code that it is of, and its offset there."""
+
 _BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
 _ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
 _ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
@@ -134,7 +137,7 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(function)
 
 
-def place_in_code(outermost: types.CodeType) -> tuple[tuple[types.CodeType, int], ...]:
+def place_in_code(outermost: types.CodeType) -> tuple[Place, ...]:
     """Return where in the host's code a traced operation is called.
 
     The place is the same in both modes, however many other operations one of them has.
@@ -144,13 +147,13 @@ def place_in_code(outermost: types.CodeType) -> tuple[tuple[types.CodeType, int]
     """
     frame, places = sys._getframe(1), []
     while frame is not None and frame.f_code is not outermost:
-        if not _is_machinery(frame):
+        if not is_machinery(frame):
             places.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(places)
 
 
-def _is_machinery(frame: types.FrameType) -> bool:
+def is_machinery(frame: types.FrameType) -> bool:
     """Tell whether the frame is torch's or ours, a generated forward's included."""
     home = frame.f_globals.get("__name__", "")
     return home.startswith(_TRACING) or frame.f_code.co_filename.startswith(GENERATED)

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import fx, nn
 
+from attn_surgery.bytecode import Place
 from attn_surgery.entry import entry, ways
 from attn_surgery.flow import Flow
 from attn_surgery.inserting import UnfaithfulError
 from attn_surgery.operations import function_name
 from attn_surgery.placing import Spot, Step, path_below
+from attn_surgery.returning import is_returned
 from attn_surgery.sources import Definition, Expression, codes_in, definition
 from attn_surgery.traces import Call
 from attn_surgery.tracing import trace
-
-Place = tuple[types.CodeType, int]
 
 
 def expression_of(block: nn.Module, spot: Spot) -> Expression:
@@ -53,6 +53,7 @@ class _Frame:
 
     method: str
     known: Definition
+    place: Place
     node: ast.expr | ast.stmt
 
     @property
@@ -102,7 +103,8 @@ class _Source:
         if spot.in_place:
             raise UnfaithfulError(f"{step.name!r} changes it in place")
         frame, inner = self._frame(flow, value)
-        if inner and not (step.kind == "child" and self._is_child(inner[0], step)):
+        is_child = step.kind == "child" and inner and self._is_child(inner[0], step)
+        if inner and not is_child and not is_returned(value, frame.place, inner[0]):
             raise UnfaithfulError(f"{step.name!r} is called by a function outside of the block")
         if not isinstance(frame.node, ast.expr):
             raise UnfaithfulError(f"{frame.text!r} has no value")
@@ -150,8 +152,11 @@ class _Source:
         """Look a place up in the source, and refuse what may be passed again and again."""
         name, function = self.methods[code]
         known = definition(function)
-        frame = _Frame(name, known, _node_at(known, code, offset))
-        if any(isinstance(each, _REPEATING) for each in _around(known.node, frame.node)):
+        frame = _Frame(name, known, (code, offset), _node_at(known, code, offset))
+        around = _around(known.node, frame.node)
+        if around and isinstance(around[-1], ast.withitem):
+            raise UnfaithfulError(f"{frame.text!r} is entered")
+        if any(isinstance(each, _REPEATING) for each in around):
             raise UnfaithfulError(f"{frame.text!r} is in a loop")
         return frame
 

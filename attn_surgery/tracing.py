@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from attn_surgery.factories import recorded_factories
 from attn_surgery.patterns import recorded_patterns
 from attn_surgery.preserve import Attributes, in_mode
 from attn_surgery.proxies import Watched, taken_for_tensors
+from attn_surgery.returning import returns_noted
 from attn_surgery.tracer import Tracer, known_type, one_line
 from attn_surgery.traces import Trace
 
@@ -83,7 +84,8 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         own = [each for each in root.modules() if each is root or not _is_torchs(each)]
         tracer.before = {each: Attributes(each) for each in own}
         try:
-            graph = tracer.trace(root)
+            with returns_noted() if tracer.places and tracer.inline else nullcontext():
+                graph = tracer.trace(root)
         except EXHAUSTED:
             raise
         except Exception as error:

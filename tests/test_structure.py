@@ -36,6 +36,7 @@ LAYERS = [
     "preserve",
     "compiling",
     "bytecode",
+    "returning",
     "entry",
     "proxies",
     "patterns",

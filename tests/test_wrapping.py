@@ -263,6 +263,63 @@ def test_a_static_method_is_no_method_of_a_module():
     assert not torch.equal(host(X), model(Static)(X))
 
 
+def joined(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack([first, second]).sum(0)
+
+
+def both(first: Tensor, second: Tensor) -> Any:
+    return first + second, second
+
+
+class Outside(Block):
+    """The branch ends in a function of the host's file, which returns what it makes."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        if x.sum() > 0:
+            h = h * factor
+        h = joined(self.b(h), h)
+        return x + torch.dropout(h, 0.0, self.training)
+
+
+class End(Block):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return torch.tanh(self.b(torch.relu(self.a(x))))
+
+
+class BelowEnd(End):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        if x.sum() > 0:
+            x = x * factor
+        return x + super().forward(x)
+
+
+class OutsideWithMore(Block):
+    """The function returns more than the value."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        if x.sum() > 0:
+            h = h * factor
+        h, _ = both(self.b(h), h)
+        return x + torch.dropout(h, 0.0, self.training)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        (Outside, "h = self.attn(joined(self.b(h), h))"),
+        (BelowEnd, "return x + self.attn(super().forward(x))"),
+        (OutsideWithMore, "torch.dropout(self.attn(h), 0.0, self.training)"),
+    ],
+)
+def test_what_another_function_returns(kind: Any, shown: str):
+    host = attended(kind)
+    assert shown in inspect.getsource(host[1].forward)
+    for training in (False, True):
+        assert not torch.equal(host.train(training)(X), model(kind).train(training)(X))
+
+
 class Loop(Block):
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         for _ in range(2):
