@@ -103,9 +103,6 @@ class AddedStack(Residual):
 
 
 class Addcmul(Residual):
-    def make_addition(self, shape: Shape) -> None:
-        self.factor = 1.0
-
     def forward(self, x: Any) -> Any:
         s = self.shortcut(x)
         return self.out(torch.addcmul(s, self.end(x), s.new_ones(())))
