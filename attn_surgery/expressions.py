@@ -100,12 +100,16 @@ class _Source:
         if step.kind == "argument":
             raise UnfaithfulError("it is given to the block")
         value = _node_of(flow, self.block, step)
-        if spot.in_place:
-            raise UnfaithfulError(f"{step.name!r} changes it in place")
-        frame, inner = self._frame(flow, value)
-        is_child = step.kind == "child" and inner and self._is_child(inner[0], step)
-        if inner and not is_child and not is_returned(value, frame.place, inner[0]):
-            raise UnfaithfulError(f"{step.name!r} is called by a function outside of the block")
+        frames, inner = self._frames(flow, value)
+        frame = frames[-1]
+        is_made_here = not inner or (step.kind == "child" and self._is_child(inner[0], step))
+        if not is_made_here or spot.in_place:
+            failure = "is called by a function outside of the block"
+            if is_made_here:
+                failure = "changes it in place"
+            frame = _returning(flow, value, frames)
+            if frame is None:
+                raise UnfaithfulError(f"{step.name!r} {failure}")
         if not isinstance(frame.node, ast.expr):
             raise UnfaithfulError(f"{frame.text!r} has no value")
         return frame.expression(frame.node)
@@ -120,7 +124,8 @@ class _Source:
         if len(takers) != 1:
             raise UnfaithfulError("several steps take it")
         taker, step = takers[0], spot.into[0] if spot.into else None
-        frame, inner = self._frame(flow, taker)
+        frames, inner = self._frames(flow, taker)
+        frame = frames[-1]
         is_child = step is not None and step.kind == "child"
         if inner and not (is_child and step and self._is_child(inner[0], step)):
             raise UnfaithfulError("what takes it is called by a function outside of the block")
@@ -132,8 +137,8 @@ class _Source:
             raise UnfaithfulError(f"it is no operand of {frame.text!r}")
         return frame.expression(operand)
 
-    def _frame(self, flow: Flow, node: fx.Node) -> tuple[_Frame, list[types.CodeType]]:
-        """Return the innermost place of the block's own, and the codes that run inside of it."""
+    def _frames(self, flow: Flow, node: fx.Node) -> tuple[list[_Frame], list[types.CodeType]]:
+        """Return the places of the block's own, and the codes that run inside of the last."""
         chain = list(reversed(node.meta["place"]))
         own = 0
         while own < len(chain) and chain[own][0] in self.methods:
@@ -146,7 +151,7 @@ class _Source:
         code = chain[own - 1][0]
         if any(len(_callers(each, code)) > 1 for each in self.flows):
             raise UnfaithfulError(f"{self.methods[code][0]!r} is called at several places")
-        return frames[-1], [each for each, _ in chain[own:]]
+        return frames, [each for each, _ in chain[own:]]
 
     def _read(self, code: types.CodeType, offset: int) -> _Frame:
         """Look a place up in the source, and refuse what may be passed again and again."""
@@ -164,6 +169,18 @@ class _Source:
         """Tell whether the code is the forward of the child."""
         function = entry(self.block.get_submodule(step.name))
         return getattr(getattr(function, "__func__", function), "__code__", None) is code
+
+
+def _returning(flow: Flow, value: fx.Node, frames: list[_Frame]) -> _Frame | None:
+    """Return the innermost place at which a call that made the value returns it, and no more."""
+    chain = list(reversed(value.meta["place"]))
+    tensors = [node for node in flow.nodes if flow.becomes(node, value)]
+    for depth in reversed(range(min(len(frames), len(chain) - 1))):
+        place, function = frames[depth].place, chain[depth + 1][0]
+        inside = [each for each in flow.value_users[value] if place in each.meta["place"]]
+        if not inside and any(is_returned(each, place, function) for each in tensors):
+            return frames[depth]
+    return None
 
 
 def _callers(flow: Flow, code: types.CodeType) -> set[tuple[Place, ...]]:

@@ -14,6 +14,7 @@ from attn_surgery.choosing import Candidate
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
 from attn_surgery.inserting import Insertion
+from attn_surgery.interception import modules_intercepted
 from attn_surgery.methods import Forwards, Method, choose_method, free_name, insertion, wrapping
 from attn_surgery.positions import OUTPUT
 from attn_surgery.preserve import undisturbed_randomness
@@ -70,7 +71,7 @@ def decide(model: nn.Module, request: Request) -> Decision:
         SurgeryError: The request cannot be met as it stands.
     """
     request.check()
-    with undisturbed_randomness():
+    with undisturbed_randomness(), modules_intercepted():
         found = survey(model, request.position, replacing=request.existing == "replace")
         forwards = Forwards()
         owners = Counter(child for module in model.modules() for child in module._modules.values())

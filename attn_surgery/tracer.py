@@ -21,6 +21,7 @@ from torch.fx.proxy import TraceError
 from attn_surgery.bytecode import is_asserted, place_in_code
 from attn_surgery.entry import entry, entry_name, parameters_of
 from attn_surgery.errors import EXHAUSTED
+from attn_surgery.interception import at_work, modules_intercepted
 from attn_surgery.patterns import called_for, is_layer_of_patterns
 from attn_surgery.preserve import Attributes
 from attn_surgery.proxies import Value, Watched, is_primitive, listings_noted
@@ -59,6 +60,11 @@ class Tracer(fx.Tracer):
         self.unusual: set[nn.Module] = set()
         self.outermost = Tracer.__init__.__code__
         """The code of the function in which the tracer is run."""
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Trace the root's forward."""
+        with modules_intercepted(), at_work(self):
+            return super().trace(root, concrete_args)
 
     # what the root is called with
 

@@ -38,6 +38,7 @@ LAYERS = [
     "bytecode",
     "returning",
     "entry",
+    "interception",
     "proxies",
     "patterns",
     "convolutions",

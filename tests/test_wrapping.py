@@ -282,6 +282,26 @@ class Outside(Block):
         return x + torch.dropout(h, 0.0, self.training)
 
 
+def halved(h: Tensor) -> Tensor:
+    return 0.5 * h
+
+
+class WrittenInAMethod(Block):
+    """What is changed in place is no expression; the call that returns it is one."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        h = self.b(torch.relu(self.a(x)))
+        out = torch.empty_like(h)
+        out[:, :4] = h[:, 4:]
+        out[:, 4:] = h[:, :4]
+        return out
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        if x.sum() > 0:
+            x = x * factor
+        return x + halved(self.branch(x))
+
+
 class End(Block):
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         return torch.tanh(self.b(torch.relu(self.a(x))))
@@ -309,6 +329,7 @@ class OutsideWithMore(Block):
     ("kind", "shown"),
     [
         (Outside, "h = self.attn(joined(self.b(h), h))"),
+        (WrittenInAMethod, "x + halved(self.attn(self.branch(x)))"),
         (BelowEnd, "return x + self.attn(super().forward(x))"),
         (OutsideWithMore, "torch.dropout(self.attn(h), 0.0, self.training)"),
     ],
