@@ -116,9 +116,12 @@ def inputs(model: Any) -> Iterator[Input]:
         "latents": [(_first(settings, "hidden_size") or 512, 100)],
     }
     shapes["pixel_values"] += [(frames, *shapes["pixel_values"][0]), (2, channels, 224, 224)]
+    taken = set(signature(model.forward).parameters)
     given = model.main_input_name
-    others = {"input_ids", "decoder_input_ids"} & set(signature(model.forward).parameters)
-    for shape in shapes.get(str(given), []):
+    if given not in shapes:  # of several modalities, of which text is the main one
+        given = next((each for each in shapes if each in taken), given)
+    others = {"input_ids", "decoder_input_ids"} & taken
+    for shape in shapes.get(given, []):
         tensors = {given: torch.empty(1, *shape, device="meta")}
         yield Input(make=lambda tensors=tensors: dict(tensors))
         if others:

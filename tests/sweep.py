@@ -93,8 +93,10 @@ def transformers() -> Iterator[Named]:
 COLLECTIONS = {"pytorchcv": pytorchcv, "spandrel": spandrel, "transformers": transformers}
 
 
-def swept(build: Callable[[], nn.Module], *, is_only_planned: bool) -> tuple[str, Counter[str]]:
-    """Try one model.
+def swept(
+    build: Callable[[], nn.Module], reasons: Counter[str], *, is_only_planned: bool
+) -> tuple[str, Counter[str]]:
+    """Try one model, and count for what reasons its sites are skipped.
 
     Returns:
         What came of it, and how many sites there are by each method, and skipped for want of one.
@@ -110,6 +112,7 @@ def swept(build: Callable[[], nn.Module], *, is_only_planned: bool) -> tuple[str
         return f"not built: {type(error).__name__}", methods
     plan = attn_surgery.plan(model, "se", existing="stack")
     methods.update(site.method for site in plan.sites)
+    reasons.update(site.reason for site in plan.skipped)
     methods["none"] += sum("cannot be rewritten" in site.reason for site in plan.skipped)
     if not plan.sites or is_only_planned:
         return "planned" if plan.sites else "no site", methods
@@ -195,18 +198,21 @@ def main() -> None:
     warnings.simplefilter("ignore")
     outcomes: Counter[str] = Counter()
     methods: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     for name, build in COLLECTIONS[given.collection]():
         if given.only not in name:
             continue
         start = time.perf_counter()
         try:
-            outcome, found = swept(build, is_only_planned=is_only_planned)
+            outcome, found = swept(build, reasons, is_only_planned=is_only_planned)
         except Exception as error:
             outcome, found = f"FAILED: {type(error).__name__}: {error}".splitlines()[0], Counter()
         outcomes[outcome.partition(":")[0]] += 1
         methods += found
         print(f"{name:40} {outcome} {dict(found)} {time.perf_counter() - start:.1f} s", flush=True)
-    print(f"\n{dict(outcomes)}\nsites by method: {dict(methods)}")
+    print(f"\n{dict(outcomes)}\nsites by method: {dict(methods)}\nskipped:")
+    for reason, count in reasons.most_common():
+        print(f"{count:6} {reason}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,11 @@ def test_zoo(name: str):
 )
 def test_transformers(name: str):
     model = foreign.built_or_skipped(name)
-    _check(name, probed(model, foreign.inputs(model)))
+    found = probed(model, foreign.inputs(model))
+    assert found.mismatched == ()
+    if found.unreached and found.failure and name not in UNREACHED:
+        pytest.skip(f"no input is known that it takes: {found.failure}")
+    _check(name, found)
 
 
 def _check(name: str, found: Probed) -> None:
