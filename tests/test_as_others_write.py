@@ -359,7 +359,7 @@ def test_a_block_that_refuses_its_default_is_one():
     assert ([site.after for site in plan.sites], plan.skipped) == (["last"], ())
 
 
-class Generator(nn.Module):
+class Vocoder(nn.Module):
     """Made of noise when it is given none, as vocoders are."""
 
     def __init__(self):
@@ -382,7 +382,7 @@ class LearnedStart(nn.Module):
         return self.body(self.start.repeat(styles.shape[0], 1, 1, 1)) * styles
 
 
-@pytest.mark.parametrize("whole", [Generator, LearnedStart])
+@pytest.mark.parametrize("whole", [Vocoder, LearnedStart])
 def test_what_no_input_has_an_influence_on_is_found_all_the_same(whole: type[nn.Module]) -> None:
     assert places(whole()) == [("body.blocks.0", "layer"), ("body.blocks.1", "layer")]
 
