@@ -104,12 +104,11 @@ class _Source:
         frame = frames[-1]
         is_made_here = not inner or (step.kind == "child" and self._is_child(inner[0], step))
         if not is_made_here or spot.in_place:
-            failure = "is called by a function outside of the block"
-            if is_made_here:
-                failure = "changes it in place"
             frame = _returning(flow, value, frames)
             if frame is None:
-                raise UnfaithfulError(f"{step.name!r} {failure}")
+                called = "is called by a function outside of the block"
+                why = "changes it in place" if is_made_here else called
+                raise UnfaithfulError(f"{step.name!r} {why}")
         if not isinstance(frame.node, ast.expr):
             raise UnfaithfulError(f"{frame.text!r} has no value")
         return frame.expression(frame.node)
