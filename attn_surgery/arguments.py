@@ -11,7 +11,6 @@ from attn_surgery.choosing import Choice, every, last_of_stage, matching, min_ch
 from attn_surgery.errors import SurgeryError
 from attn_surgery.reporting import report
 from attn_surgery.request import Where
-from attn_surgery.sites import Plan
 
 MODEL_HELP = "resnet50, timm/NAME, torchvision/NAME or package.module:callable"
 ATTENTION_HELP = "a name, 'layer4.*=cbam,*=se' for a mixture, or the file of a plan, as plan.json"
@@ -85,24 +84,6 @@ def _where(arguments: argparse.Namespace) -> Where:
     if arguments.where:
         choices.insert(0, matching(*arguments.where))
     return functools.reduce(operator.and_, choices)
-
-
-def parse_attention(text: str) -> str | dict[str, str] | Plan:
-    """Read a name, ``PATTERN=NAME,PATTERN=NAME``, or the name of a plan's file, ``*.json``.
-
-    Raises:
-        SurgeryError: The file cannot be read.
-
-    Example:
-        >>> parse_attention("se"), parse_attention("layer4.*=cbam,*=se")
-        ('se', {'layer4.*': 'cbam', '*': 'se'})
-    """
-    if text.endswith(".json"):
-        return Plan.load(text)
-    if "=" not in text:
-        return text
-    pairs = (each.partition("=") for each in text.split(","))
-    return {pattern: name for pattern, _, name in pairs}
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -12,18 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from attn_surgery.arguments import (
-    ATTENTION_HELP,
-    MODEL_HELP,
-    add_surgery_options,
-    asked,
-    parse_attention,
-)
+from attn_surgery.arguments import ATTENTION_HELP, MODEL_HELP, add_surgery_options, asked
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.command import add_commands as add_finetuning
 from attn_surgery.listing import catalogue, listing_table
 from attn_surgery.models import load_model
 from attn_surgery.report_command import INTERRUPTED, add_report
+from attn_surgery.request import parse_attention
 from attn_surgery.surgery import plan
 
 PROGRAM = "attn-surgery"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import linecache
+import types
 from typing import Any
 
 GENERATED = "<attn_surgery "
@@ -38,3 +39,21 @@ def noted(source: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def _code(source: str, filename: str) -> Any:
     return compile(source, filename, "exec")
+
+
+def renamed(function: Any, name: str) -> Any:
+    """Copy a function under another name: TorchScript goes by the name that it bears.
+
+    Example:
+        >>> renamed(lambda: 1, "one").__name__
+        'one'
+    """
+    if not isinstance(function, types.FunctionType):
+        return function
+    twin = types.FunctionType(
+        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    twin.__annotations__ = function.__annotations__
+    twin.__module__ = function.__module__
+    return twin

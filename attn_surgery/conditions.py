@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_surgery.errors import SurgeryError
-from attn_surgery.models import one_line
+from attn_surgery.errors import SurgeryError, one_line
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

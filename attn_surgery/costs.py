@@ -5,10 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from attn_surgery.counting import count_params
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.inputs import Input
-from attn_surgery.models import one_line
 from attn_surgery.prices import Work
 from attn_surgery.rows import Row, SiteCost
 from attn_surgery.saved import count_saved_bytes
@@ -158,3 +156,13 @@ def site_costs(host: Counted, variant: Counted, sites: Iterable[Site]) -> list[S
         for path in params
         if path is not None or params[path] or work[path] != Work()
     ]
+
+
+def count_params(model: nn.Module) -> int:
+    """Return the number of parameters; a shared one counts once.
+
+    Example:
+        >>> count_params(nn.Linear(2, 3))
+        9
+    """
+    return sum(parameter.numel() for parameter in model.parameters())

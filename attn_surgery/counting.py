@@ -1,4 +1,4 @@
-"""The copies that are counted and measured, and the number of their parameters.
+"""The copies that are counted and measured.
 
 A model is never counted or measured itself: a copy of it is, whose tensors are elsewhere.
 """
@@ -61,13 +61,3 @@ def _converted(
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(copied, requires_grad=tensor.requires_grad)
     return copied
-
-
-def count_params(model: nn.Module) -> int:
-    """Return the number of parameters; a shared one counts once.
-
-    Example:
-        >>> count_params(nn.Linear(2, 3))
-        9
-    """
-    return sum(parameter.numel() for parameter in model.parameters())

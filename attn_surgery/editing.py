@@ -13,8 +13,7 @@ from attn_surgery.errors import SurgeryError
 from attn_surgery.former import Former, former_at, former_in_slot, stand_for, take_out
 from attn_surgery.former_self import Surgery, as_host, surgery_of
 from attn_surgery.graph_module import graph_with_attention, is_graph_module, set_graph
-from attn_surgery.inserting import Insertion, UnfaithfulError
-from attn_surgery.methods import free_name
+from attn_surgery.inserting import Insertion, UnfaithfulError, free_name
 from attn_surgery.operated import change_class, operated_class
 from attn_surgery.origin import Origin, remember
 from attn_surgery.planning import Cut, Decision, build_at

@@ -46,3 +46,14 @@ def check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
             f"{name}={value!r} is not supported{nearest(str(value), accepted)}; "
             f"accepted: {', '.join(map(repr, accepted))}"
         )
+
+
+def one_line(error: BaseException, limit: int = 240) -> str:
+    """Return an exception as one line of at most ``limit`` characters.
+
+    Example:
+        >>> one_line(RuntimeError("no\\n  luck"))
+        'RuntimeError: no luck'
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return text if len(text) <= limit else text[: limit - 1] + "…"

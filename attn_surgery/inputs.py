@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_surgery.errors import SurgeryError
-from attn_surgery.models import one_line
+from attn_surgery.errors import SurgeryError, one_line
 
 DEFAULT_SIDE = 224
 DEFAULT_FRAMES = 16
@@ -248,3 +247,13 @@ def guess_input_size(model: nn.Module) -> Shape:
             spatial = (DEFAULT_FRAMES, DEFAULT_SIDE, DEFAULT_SIDE)
             return (module.in_channels, *spatial[3 - len(module.kernel_size) :])
     return (3, DEFAULT_SIDE, DEFAULT_SIDE)
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype of the first parameter of floating point.
+
+    Example:
+        >>> floating_dtype(nn.Linear(2, 2).half())
+        torch.float16
+    """
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import fx
+from torch import fx, nn
 
 from attn_surgery.operations import function_name, is_item_set
 from attn_surgery.placing import Step
@@ -237,3 +237,18 @@ def _makes(node: fx.Node, step: Step) -> bool:
         return called_path(node) == step.name
     called = node.op in ("call_function", "call_method") and called_path(node) is None
     return called and function_name(node) == step.name
+
+
+def free_name(holder: nn.Module, taken: Sequence[str] = ()) -> str:
+    """Return the first of ``attn``, ``attn_1``, ... that ``holder`` does not have."""
+    number = 0
+    while True:
+        name = f"attn_{number}" if number else "attn"
+        if name not in taken and not _has(holder, name):
+            return name
+        number += 1
+
+
+def _has(holder: nn.Module, name: str) -> bool:
+    own = (vars(holder), holder._modules, holder._parameters, holder._buffers)
+    return any(name in names for names in own) or hasattr(type(holder), name)

@@ -18,10 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
 from attn_surgery.conditions import Conditions
-from attn_surgery.inputs import Input
-from attn_surgery.models import one_line
+from attn_surgery.errors import one_line
+from attn_surgery.inputs import Input, floating_dtype
 from attn_surgery.timing import Timing, summarise
-from attn_surgery.workload import floating_dtype
 
 MIN_ROUNDS = 10
 MAX_ROUNDS = 2000

@@ -14,9 +14,8 @@ from tabulate import tabulate
 from torch import nn
 
 from attn_surgery.attention import available, build, entry
-from attn_surgery.counting import count_params
-from attn_surgery.errors import SurgeryError
-from attn_surgery.models import one_line
+from attn_surgery.costs import count_params
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.prices import Work
 from attn_surgery.workload import count_work

@@ -23,22 +23,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import nn
 
-from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.errors import SurgeryError, nearest, one_line
+from attn_surgery.files import load_weights
 
 Builder = Callable[..., object]
 """Builds one model, perhaps with keywords; what it returns is checked."""
-
-_WRAPPER_KEYS = ("state_dict", "model")
-_PARALLEL_PREFIX = "module."
 
 
 def load_model(
@@ -215,76 +211,3 @@ def _checked(name: str, model: object) -> nn.Module:
 
 
 # Checkpoints
-
-
-def load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Fill a model with a file's state dict; every key has to fit.
-
-    Args:
-        model: The model.
-        path: A ``.safetensors`` file, or what ``torch.save`` wrote.
-        name: What to call the model in messages.
-
-    Raises:
-        SurgeryError: The file cannot be read, or does not fit.
-    """
-    state = read_weights(path)
-    if not state.keys() & model.state_dict().keys():
-        state = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # shapes that differ are raised even when not strict
-        raise SurgeryError(f"{path} does not fit {name!r}: {one_line(error)}") from error
-    faults = [
-        f"{len(keys)} {kind} (first: {keys[0]!r})"
-        for kind, keys in (("keys are missing", missing), ("keys are unexpected", unexpected))
-        if keys
-    ]
-    if faults:
-        raise SurgeryError(f"{path} does not fit {name!r}: {', '.join(faults)}")
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a file's state dict, bare or under ``state_dict`` or ``model``; nothing is executed.
-
-    Raises:
-        SurgeryError: The file cannot be read, or holds something else.
-    """
-    return _state_dict(_read(path), path)
-
-
-def _read(path: Path) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise SurgeryError(
-            f"cannot read checkpoint {path}: it is a state dict neither of safetensors nor of "
-            "torch.save(model.state_dict(), ...), and nothing else is unpickled"
-        ) from error
-    except Exception as error:
-        raise SurgeryError(f"cannot read checkpoint {path}: {one_line(error)}") from error
-
-
-def _state_dict(content: object, path: Path) -> dict[str, torch.Tensor]:
-    """Unwrap a checkpoint file's content down to its state dict."""
-    while isinstance(content, Mapping):
-        key = next((k for k in _WRAPPER_KEYS if isinstance(content.get(k), Mapping)), None)
-        if key is None:
-            break
-        content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise SurgeryError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return dict(content)
-
-
-def one_line(error: BaseException, limit: int = 240) -> str:
-    """Return an exception as one line of at most ``limit`` characters.
-
-    Example:
-        >>> one_line(RuntimeError("no\\n  luck"))
-        'RuntimeError: no luck'
-    """
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from torch import nn
 
+from attn_surgery.compiling import renamed
 from attn_surgery.entry import entry_name, parameters_of
 from attn_surgery.errors import SurgeryError
 from attn_surgery.fidelity import watched_attributes
@@ -32,7 +33,6 @@ from attn_surgery.former_self import (
 from attn_surgery.inserting import UnfaithfulError
 from attn_surgery.listening import listening
 from attn_surgery.preserve import Attributes
-from attn_surgery.renaming import renamed
 from attn_surgery.rewrite import original, passing_on
 from attn_surgery.sources import wrapped_methods
 

@@ -13,9 +13,10 @@ from attn_surgery.attention import build
 from attn_surgery.choosing import Candidate
 from attn_surgery.fidelity import spells_addition
 from attn_surgery.finder import Finding, Survey, survey
-from attn_surgery.inserting import Insertion
+from attn_surgery.forwards import Forwards
+from attn_surgery.inserting import Insertion, free_name
 from attn_surgery.interception import modules_intercepted
-from attn_surgery.methods import Forwards, Method, choose_method, free_name, insertion, wrapping
+from attn_surgery.methods import Method, choose_method, insertion, wrapping
 from attn_surgery.positions import OUTPUT
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.request import Chosen, Request

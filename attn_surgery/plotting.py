@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from attn_surgery.errors import SurgeryError
-from attn_surgery.models import one_line
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.results import Report
 from attn_surgery.rows import Row
 

@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attn_surgery.arguments import (
-    ATTENTION_HELP,
-    MODEL_HELP,
-    add_surgery_options,
-    asked,
-    parse_attention,
-)
+from attn_surgery.arguments import ATTENTION_HELP, MODEL_HELP, add_surgery_options, asked
 from attn_surgery.conditions import accelerator, checked_device
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.formats import FORMATS, render
 from attn_surgery.inputs import Input, parse_input
-from attn_surgery.models import load_model, one_line
+from attn_surgery.models import load_model
 from attn_surgery.plotting import check_plot, plot
 from attn_surgery.reporting import report
+from attn_surgery.request import parse_attention
 from attn_surgery.results import Report
 from attn_surgery.rows import Row
 

@@ -17,10 +17,9 @@ from torch import nn
 from attn_surgery.conditions import Conditions, checked_device, checked_dtype
 from attn_surgery.costs import Counted, count, site_costs
 from attn_surgery.counting import device_copy, meta_copy
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.inputs import Input, InputSize, as_input
 from attn_surgery.latency import measure
-from attn_surgery.models import one_line
 from attn_surgery.preserve import undisturbed_randomness
 from attn_surgery.request import Attention, Chosen, One
 from attn_surgery.results import Report

@@ -221,3 +221,21 @@ def _blocks(sites: list[Site]) -> str:
         return "the host has no residual block to be cut"
     shown = ", ".join(paths[:40]) + (f", ... ({len(paths)} in all)" if len(paths) > 40 else "")
     return f"the residual blocks are: {shown}"
+
+
+def parse_attention(text: str) -> str | dict[str, str] | Plan:
+    """Read a name, ``PATTERN=NAME,PATTERN=NAME``, or the name of a plan's file, ``*.json``.
+
+    Raises:
+        SurgeryError: The file cannot be read.
+
+    Example:
+        >>> parse_attention("se"), parse_attention("layer4.*=cbam,*=se")
+        ('se', {'layer4.*': 'cbam', '*': 'se'})
+    """
+    if text.endswith(".json"):
+        return Plan.load(text)
+    if "=" not in text:
+        return text
+    pairs = (each.partition("=") for each in text.split(","))
+    return {pattern: name for pattern, _, name in pairs}

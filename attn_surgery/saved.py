@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from attn_surgery.assumed import EverythingPasses
-from attn_surgery.inputs import Input
-from attn_surgery.workload import floating_dtype
+from attn_surgery.inputs import Input, floating_dtype
 
 
 def count_saved_bytes(copied: nn.Module, given: Input) -> int:

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from attn_surgery.assumed import EverythingPasses
 from attn_surgery.counting import meta_copy
-from attn_surgery.inputs import Input, InputSize, as_input
+from attn_surgery.inputs import Input, InputSize, as_input, floating_dtype
 from attn_surgery.prices import Work, price
 
 
@@ -110,16 +110,6 @@ def count_copy(copied: nn.Module, given: Input, blocks: Iterable[str] = ()) -> W
     return Workload(
         dict(tally.by_block), tuple(sorted(tally.unknown)), tuple(sorted(assumptions.assumed))
     )
-
-
-def floating_dtype(model: nn.Module) -> torch.dtype | None:
-    """Return the dtype of the first parameter of floating point.
-
-    Example:
-        >>> floating_dtype(nn.Linear(2, 2).half())
-        torch.float16
-    """
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 @dataclass(eq=False)

@@ -12,10 +12,9 @@ import attn_surgery
 from attn_surgery import SurgeryError
 from attn_surgery.assumed import EverythingPasses
 from attn_surgery.counting import meta_copy
-from attn_surgery.inputs import Input, guess_input
+from attn_surgery.inputs import Input, floating_dtype, guess_input
 from attn_surgery.origin import origin_of
 from attn_surgery.sites import Site
-from attn_surgery.workload import floating_dtype
 
 
 class Probe(nn.Module):

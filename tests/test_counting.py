@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attn_surgery.assumed import EverythingPasses
 from attn_surgery.attention import build
-from attn_surgery.counting import count_params, meta_copy
+from attn_surgery.costs import count_params
+from attn_surgery.counting import meta_copy
 from attn_surgery.inputs import Input, guess_input
 from attn_surgery.models import load_model
 from attn_surgery.prices import Work, _kind

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.jit import is_scripting, is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
-from attn_surgery.renaming import renamed
+from attn_surgery.compiling import renamed
 
 
 def is_alone(x: Tensor, spatial_dims: int) -> bool:

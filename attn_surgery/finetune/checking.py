@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from timm.optim import list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
-from attn_surgery.arguments import parse_attention
 from attn_surgery.errors import SurgeryError, check_choice, nearest
 from attn_surgery.finetune.data import Splits
-from attn_surgery.finetune.recipe import CONTROL, HOST, Data, Recipe, Stage, Surgery
+from attn_surgery.finetune.recipe import CONTROL, HOST, Data, Recipe, Stage, Surgery, surgery_of
 from attn_surgery.request import Request
 from attn_surgery.surgery import plan
 
@@ -90,20 +88,6 @@ def _check_surgery(surgery: Surgery) -> None:
         options = {k: v for k, v in asked.items() if k not in {"where", "position", "existing"}}
         words = {key: asked[key] for key in ("position", "existing")}
         Request.of(attention, asked["where"], options=options, **words).check()
-
-
-def surgery_of(surgery: Surgery, variant: str) -> tuple[Any, dict[str, Any]]:
-    """Return the attention of a variant, and the keywords of `attn_surgery.plan`.
-
-    Raises:
-        SurgeryError: Its options are no table.
-    """
-    options = surgery.options.get(variant, {})
-    if not isinstance(options, dict):
-        raise SurgeryError(f"surgery.options.{variant} must be a table, not {options!r}")
-    where = list(surgery.where) or None
-    words = {"where": where, "position": surgery.position, "existing": surgery.existing}
-    return parse_attention(variant), {**words, **options}
 
 
 def _check_stage(where: str, stage: Stage, recipe: Recipe) -> None:

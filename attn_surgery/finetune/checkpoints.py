@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.files import write_whole
-from attn_surgery.models import one_line
 
 FORMAT = "attn_surgery finetune 1"
 

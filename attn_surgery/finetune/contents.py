@@ -7,10 +7,9 @@ import json
 import os
 from pathlib import Path
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.data import Prepared, Splits
 from attn_surgery.finetune.recipe import HOST, Recipe
-from attn_surgery.models import one_line
 
 PLAN = ".json"
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.extras import need
-from attn_surgery.models import one_line
 
 
 class Display:

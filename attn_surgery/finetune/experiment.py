@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError
+from attn_surgery.files import read_weights
 from attn_surgery.finetune.checkpoints import (
     Progress,
     check_identity,
@@ -27,7 +28,6 @@ from attn_surgery.finetune.run import CHECKPOINT, METRICS, Run
 from attn_surgery.finetune.tasks import Metrics
 from attn_surgery.finetune.training import teacher_of
 from attn_surgery.finetune.variants import operated, starts_as_host
-from attn_surgery.models import read_weights
 from attn_surgery.saving import save
 
 RECIPE = "recipe.json"

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.extras import need
-from attn_surgery.models import one_line
 
 T = TypeVar("T")
 

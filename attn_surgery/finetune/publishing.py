@@ -14,11 +14,10 @@ from torch import nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.files import write_whole
-from attn_surgery.finetune.checking import surgery_of
 from attn_surgery.finetune.checkpoints import write_json
 from attn_surgery.finetune.extras import need
 from attn_surgery.finetune.outcome import Costs, Line, Outcome
-from attn_surgery.finetune.recipe import HOST, Recipe
+from attn_surgery.finetune.recipe import HOST, Recipe, surgery_of
 from attn_surgery.reporting import report
 
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}

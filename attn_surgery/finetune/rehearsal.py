@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.evaluation import evaluating
 from attn_surgery.finetune.extras import need
 from attn_surgery.finetune.lab import Lab
@@ -23,7 +23,6 @@ from attn_surgery.finetune.training import (
     teacher_of,
 )
 from attn_surgery.finetune.variants import operated
-from attn_surgery.models import one_line
 
 IMAGES = 2
 

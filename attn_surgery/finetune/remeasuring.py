@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attn_surgery.errors import SurgeryError
+from attn_surgery.files import load_weights
 from attn_surgery.finetune.checkpoints import read_json
 from attn_surgery.finetune.experiment import RECIPE, recorded
 from attn_surgery.finetune.lab import Lab
@@ -15,7 +16,6 @@ from attn_surgery.finetune.reading import override, parse_recipe
 from attn_surgery.finetune.recipe import HOST
 from attn_surgery.finetune.run import Run
 from attn_surgery.finetune.variants import operated
-from attn_surgery.models import load_weights
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from timm.data.dataset import ImageDataset
 from timm.data.dataset_factory import create_dataset
 from torch.utils.data import IterableDataset
 
-from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.errors import SurgeryError, nearest, one_line
 from attn_surgery.finetune.extras import need
 from attn_surgery.finetune.recipe import Data
-from attn_surgery.models import one_line
 
 _SPLIT_WORDS = ("train", "split", "image_set", "mode")
 _SIXTEEN_BITS = 65_535

@@ -14,7 +14,7 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.groups import (
     freeze,
     freeze_norm_statistics,
@@ -26,7 +26,6 @@ from attn_surgery.finetune.holding import HeldBuffers
 from attn_surgery.finetune.hosts import head_path
 from attn_surgery.finetune.recipe import Stage
 from attn_surgery.finetune.tasks import Loss, Task, with_teacher
-from attn_surgery.models import one_line
 from attn_surgery.surgery import inserted
 
 LIVE_FROM = 16

@@ -7,9 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from attn_surgery.finetune.checking import surgery_of
 from attn_surgery.finetune.randomness import derived
-from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe
+from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe, surgery_of
 from attn_surgery.sites import Plan
 from attn_surgery.surgery import apply
 
