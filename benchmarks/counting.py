@@ -19,7 +19,7 @@ import torch
 from tabulate import tabulate
 
 import attn_surgery
-from attn_surgery.models import load_model
+from attn_surgery.host.load import load_model
 
 LARGE = (
     "regnety_2560",

@@ -27,19 +27,19 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from attn_surgery.finetune.checkpoints import Progress
-from attn_surgery.finetune.data import Loading, Prepared, Splits
-from attn_surgery.finetune.display import Display
-from attn_surgery.finetune.groups import param_groups
-from attn_surgery.finetune.lab import Lab
-from attn_surgery.finetune.loop import train_stage
-from attn_surgery.finetune.recipe import Data, Host, Recipe, Stage
-from attn_surgery.finetune.run import Run
+from attn_surgery.finetune.data.batches import Loading, Prepared, Splits
+from attn_surgery.finetune.data.datasets import Source
+from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.loop import train_stage
+from attn_surgery.finetune.experiment.progress import Display
+from attn_surgery.finetune.experiment.run import Run
+from attn_surgery.finetune.process.checkpoints import Progress
+from attn_surgery.finetune.recipe.tables import Data, Host, Recipe, Stage
 from attn_surgery.finetune.small_resnet import SmallResNet
-from attn_surgery.finetune.sources import Source
-from attn_surgery.finetune.tasks import Classification
-from attn_surgery.finetune.training import set_up, take_down
-from attn_surgery.surgery import apply
+from attn_surgery.finetune.tasks.classification import Classification
+from attn_surgery.finetune.training.parameter_groups import param_groups
+from attn_surgery.finetune.training.stage import set_up, take_down
+from attn_surgery.surgery.verbs import apply
 
 STAGE = Stage(epochs=1, lr=1e-3)
 

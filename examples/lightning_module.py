@@ -16,12 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import attn_surgery
-from attn_surgery.finetune import (
-    distillation_loss,
-    freeze,
-    freeze_norm_statistics,
-    param_groups,
-)
+from attn_surgery.finetune import distillation_loss, freeze, freeze_norm_statistics, param_groups
 
 
 class FineTuning(lightning.LightningModule):

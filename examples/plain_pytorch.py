@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attn_surgery
-from attn_surgery.finetune import (
-    distillation_loss,
-    freeze,
-    freeze_norm_statistics,
-    param_groups,
-)
+from attn_surgery.finetune import distillation_loss, freeze, freeze_norm_statistics, param_groups
 
 
 def batches(steps: int, classes: int = 10) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,12 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery.finetune import (
-    distillation_loss,
-    freeze,
-    freeze_norm_statistics,
-    param_groups,
-)
+from attn_surgery.finetune import distillation_loss, freeze, freeze_norm_statistics, param_groups
 
 
 def batch(size: int = 2) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

@@ -16,10 +16,10 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from attn_surgery.cli.finetune import add_commands
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune.command import add_commands
-from attn_surgery.finetune.reading import parse_recipe
-from attn_surgery.finetune.recipe import Recipe
+from attn_surgery.finetune.recipe.reading import parse_recipe
+from attn_surgery.finetune.recipe.tables import Recipe
 
 DRIVER = str(Path(__file__))
 

@@ -20,7 +20,7 @@ import transformers
 from torch import nn
 from transformers.models.auto import feature_extraction_auto, modeling_auto
 
-from attn_surgery.inputs import Input
+from attn_surgery.host.inputs import Input
 
 TASKS = """
     IMAGE IMAGE_CLASSIFICATION ZERO_SHOT_IMAGE_CLASSIFICATION MASKED_IMAGE_MODELING

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import attn_surgery
 from attn_surgery import SurgeryError
-from attn_surgery.assumed import EverythingPasses
-from attn_surgery.counting import meta_copy
-from attn_surgery.inputs import Input, floating_dtype, guess_input
-from attn_surgery.origin import origin_of
-from attn_surgery.sites import Site
+from attn_surgery.host.copies import meta_copy
+from attn_surgery.host.inputs import Input, floating_dtype, guess_input
+from attn_surgery.planning.sites import Site
+from attn_surgery.reporting.counting.data_dependent import EverythingPasses
+from attn_surgery.surgery.origin import origin_of
 
 
 class Probe(nn.Module):

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import attn_surgery
 from attn_surgery import SurgeryError
-from attn_surgery.inputs import Input, guess_input
+from attn_surgery.host.inputs import Input, guess_input
 
 ATTENTIONS = ("se", "cbam", "eca")
 LARGEST = 60_000_000

@@ -27,10 +27,10 @@ from attn_surgery.attention import (
     check_options,
     get_builder,
     register,
-    registry,
 )
-from attn_surgery.attention.gate import pool
-from attn_surgery.attention.identity import IdentityStart
+from attn_surgery.attention.construction import registry
+from attn_surgery.attention.construction.gate import pool
+from attn_surgery.attention.construction.identity_start import IdentityStart
 from attn_surgery.errors import SurgeryError
 
 C = 32

@@ -19,7 +19,7 @@ from test_surgery import fingerprint
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery import SurgeryError, available, listing
+from attn_surgery import SurgeryError, available
 from attn_surgery.attention import (
     BAM,
     GCT,
@@ -30,10 +30,10 @@ from attn_surgery.attention import (
     TripletAttention,
     build,
     entry,
-    registry,
 )
-from attn_surgery.attention.identity import IdentityStart
-from attn_surgery.listing import Listing, catalogue, listing_table
+from attn_surgery.attention.construction import registry
+from attn_surgery.attention.construction.identity_start import IdentityStart
+from attn_surgery.reporting.catalogue import MAP, Listing, catalogue, listing_table
 
 __all__ = ["one_thread", "seeded"]
 
@@ -486,4 +486,4 @@ class TestList:
         row = next(line for line in lines if line.startswith("cbam "))
         assert all(part in row for part in ("1807.06521", "8,564", "35,592", "1, 2, 3"))
         assert json.loads(json.dumps([asdict(each) for each in listed.values()]))
-        assert listing.MAP == (256, 14, 14)
+        assert MAP == (256, 14, 14)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import attn_surgery
 from attn_surgery.attention import BAM, GCT, SCSE, SGE, SRM, SimAM, TripletAttention, build
-from attn_surgery.attention.identity import IdentityStart
-from attn_surgery.attention.library import TIMM
+from attn_surgery.attention.construction.from_timm import TIMM
+from attn_surgery.attention.construction.identity_start import IdentityStart
 
 __all__ = ["one_thread", "seeded"]
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from attn_surgery import cli, report_command
-from attn_surgery.arguments import parse_setting
+from attn_surgery import cli
 from attn_surgery.attention import available
-from attn_surgery.conditions import accelerator, device_name
-from attn_surgery.models import load_model
+from attn_surgery.cli import program
+from attn_surgery.cli import report as report_command
+from attn_surgery.cli.arguments import parse_setting
+from attn_surgery.host.load import load_model
+from attn_surgery.reporting.measuring.conditions import accelerator, device_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -226,7 +228,7 @@ def test_plot_without_matplotlib(capsys, monkeypatch):
 
 
 def test_interrupted_while_measuring(capsys, monkeypatch):
-    latency = importlib.import_module("attn_surgery.latency")
+    latency = importlib.import_module("attn_surgery.reporting.measuring.latency")
     original = latency._order
 
     def order(models, round_):
@@ -314,7 +316,7 @@ def test_interrupt(monkeypatch, capsys):
     def interrupted(name, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_model", interrupted)
+    monkeypatch.setattr(program, "load_model", interrupted)
     assert run(capsys, "plan", "resnet18") == (130, "", "")
 
 

@@ -11,15 +11,15 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attn_surgery.assumed import EverythingPasses
 from attn_surgery.attention import build
-from attn_surgery.costs import count_params
-from attn_surgery.counting import meta_copy
-from attn_surgery.inputs import Input, guess_input
-from attn_surgery.models import load_model
-from attn_surgery.prices import Work, _kind
-from attn_surgery.saved import count_saved_bytes
-from attn_surgery.workload import count_macs, count_work
+from attn_surgery.host.copies import meta_copy
+from attn_surgery.host.inputs import Input, guess_input
+from attn_surgery.host.load import load_model
+from attn_surgery.reporting.costs import count_params
+from attn_surgery.reporting.counting.data_dependent import EverythingPasses
+from attn_surgery.reporting.counting.forward_work import count_macs, count_work
+from attn_surgery.reporting.counting.operator_costs import Work, _kind
+from attn_surgery.reporting.counting.saved_activations import count_saved_bytes
 
 
 @pytest.mark.parametrize(

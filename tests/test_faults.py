@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery.factories import FACTORIES
-from attn_surgery.former import former_of
+from attn_surgery.rewriting.replaced_modules import former_of
+from attn_surgery.tracing.tensor_factories import FACTORIES
 
 PACKAGE = str(Path(attn_surgery.__file__).parent)
 

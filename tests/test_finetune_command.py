@@ -7,7 +7,7 @@ import json
 import pytest
 
 from attn_surgery import cli
-from attn_surgery.finetune.reading import shipped
+from attn_surgery.finetune.recipe.reading import shipped
 from tests.finetuning import TINY, write_recipe
 
 

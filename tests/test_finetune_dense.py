@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune.checking import check_recipe
-from attn_surgery.finetune.data import open_data
-from attn_surgery.finetune.dense import Detection, average_precision
-from attn_surgery.finetune.kinds import KINDS
-from attn_surgery.finetune.reading import read_recipe
-from attn_surgery.finetune.recipe import Data
+from attn_surgery.finetune.data.batches import open_data
+from attn_surgery.finetune.experiment.checking import check_recipe
+from attn_surgery.finetune.recipe.reading import read_recipe
+from attn_surgery.finetune.recipe.tables import Data
+from attn_surgery.finetune.tasks.by_name import KINDS
+from attn_surgery.finetune.tasks.dense import Detection, average_precision
 from tests.test_finetune_recipes import write_voc
 
 

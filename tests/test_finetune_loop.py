@@ -11,18 +11,18 @@ import torch
 
 import attn_surgery
 from attn_surgery.errors import SurgeryError
+from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.loop import train
+from attn_surgery.finetune.experiment.remeasuring import remeasure
+from attn_surgery.finetune.experiment.run import Run
+from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.hosts import build_host, fit_head
-from attn_surgery.finetune.lab import Lab
-from attn_surgery.finetune.loop import train
-from attn_surgery.finetune.outcome import paired
-from attn_surgery.finetune.reading import read_recipe
-from attn_surgery.finetune.recipe import Host, Stage
-from attn_surgery.finetune.remeasuring import remeasure
-from attn_surgery.finetune.run import Run
+from attn_surgery.finetune.recipe.reading import read_recipe
+from attn_surgery.finetune.recipe.tables import Host, Stage
+from attn_surgery.finetune.results.outcome import paired
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
-from attn_surgery.finetune.training import choose_trained, keep_statistics
-from attn_surgery.finetune.variants import operated
+from attn_surgery.finetune.training.stage import choose_trained, keep_statistics
 from tests.finetuning import TINY, tiny, weights, within
 from tests.test_finetune_recipes import picture, write_folder
 

@@ -22,20 +22,21 @@ from torch.utils.data import Dataset
 
 import attn_surgery
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune import lab, lock
-from attn_surgery.finetune.checking import check_together
-from attn_surgery.finetune.data import Loading, train_batches
-from attn_surgery.finetune.display import Display
+from attn_surgery.finetune.data.batches import Loading, train_batches
+from attn_surgery.finetune.data.datasets import open_source
+from attn_surgery.finetune.experiment import context
+from attn_surgery.finetune.experiment.checking import check_together
+from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.progress import Display
+from attn_surgery.finetune.experiment.remeasuring import remeasure
 from attn_surgery.finetune.hosts import build_host, fit_head, head_path
-from attn_surgery.finetune.kinds import KINDS
-from attn_surgery.finetune.lab import Lab
-from attn_surgery.finetune.reading import override, parse_recipe
-from attn_surgery.finetune.recipe import Data, Host, Stage
-from attn_surgery.finetune.remeasuring import remeasure
+from attn_surgery.finetune.process import lock
+from attn_surgery.finetune.recipe.reading import override, parse_recipe
+from attn_surgery.finetune.recipe.tables import Data, Host, Stage
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
-from attn_surgery.finetune.sources import open_source
-from attn_surgery.finetune.training import choose_trained, keep_statistics
+from attn_surgery.finetune.tasks.by_name import KINDS
+from attn_surgery.finetune.training.stage import choose_trained, keep_statistics
 from tests.finetuning import DRIVER, TINY, launched, tiny, weights, within, write_recipe
 from tests.test_finetune_recipes import picture, write_folder
 
@@ -163,7 +164,7 @@ def test_sixteen_bits(tmp_path, channels):
 
 def test_pixels_without_a_range(tmp_path):
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "image.tiff")
-    from attn_surgery.finetune.sources import as_mode
+    from attn_surgery.finetune.data.datasets import as_mode
 
     with Image.open(tmp_path / "image.tiff") as image, pytest.raises(SurgeryError, match="mode F"):
         as_mode(image, "L")
@@ -352,11 +353,11 @@ def test_a_file_of_a_finished_run_that_is_lost(tmp_path, file):
 @pytest.mark.parametrize("first", [True, False])
 def test_one_process_of_a_machine_downloads(monkeypatch, first):
     asked = []
-    monkeypatch.setattr(lab, "open_data", lambda data, *_: asked.append(data.download))
+    monkeypatch.setattr(context, "open_data", lambda data, *_: asked.append(data.download))
     accelerator: Any = types.SimpleNamespace(
         is_local_main_process=first, local_main_process_first=contextlib.nullcontext
     )
-    lab._opened(Data(download=True), nn.Identity(), KINDS["classification"], accelerator)
+    context._opened(Data(download=True), nn.Identity(), KINDS["classification"], accelerator)
     assert asked == [first]
 
 
@@ -371,7 +372,7 @@ def test_too_little_memory(tmp_path, monkeypatch):
     def full(_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("attn_surgery.finetune.experiment.train", full)
+    monkeypatch.setattr("attn_surgery.finetune.experiment.experiment.train", full)
     with pytest.raises(SurgeryError, match=r"out of memory on cpu: lower data.batch_size"):
         run_recipe(tiny(tmp_path))
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune.checking import check_recipe
-from attn_surgery.finetune.reading import parse_recipe, read_recipe
+from attn_surgery.finetune.experiment.checking import check_recipe
+from attn_surgery.finetune.recipe.reading import parse_recipe, read_recipe
 from attn_surgery.finetune.running import run_recipe
 from tests.finetuning import TINY, tiny, within, write_recipe
 

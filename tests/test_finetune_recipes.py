@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import attn_surgery
-from attn_surgery.finetune.checking import check_recipe
-from attn_surgery.finetune.reading import read_recipe, shipped
+from attn_surgery.finetune.experiment.checking import check_recipe
+from attn_surgery.finetune.recipe.reading import read_recipe, shipped
 from attn_surgery.finetune.running import run_recipe
 
 NAMES = [

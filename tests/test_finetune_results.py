@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import attn_surgery
-from attn_surgery.finetune.checking import check_recipe
-from attn_surgery.finetune.outcome import paired
-from attn_surgery.finetune.reading import read_recipe, shipped
-from attn_surgery.finetune.recipe import CONTROL, HOST
+from attn_surgery.finetune.experiment.checking import check_recipe
+from attn_surgery.finetune.recipe.reading import read_recipe, shipped
+from attn_surgery.finetune.recipe.tables import CONTROL, HOST
+from attn_surgery.finetune.results.outcome import paired
 from attn_surgery.finetune.running import run_recipe
 from benchmarks.trials import TRIALS, recipe_of, report, share
 from tests.finetuning import tiny, weights

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from attn_surgery import files
 from attn_surgery.errors import SurgeryError
-from attn_surgery.files import write_whole
-from attn_surgery.finetune import checkpoints
-from attn_surgery.finetune.display import Display
+from attn_surgery.finetune.experiment.progress import Display
+from attn_surgery.finetune.process import checkpoints
 from attn_surgery.finetune.running import run_recipe
+from attn_surgery.host import files
+from attn_surgery.host.files import write_whole
 from tests.finetuning import (
     DRIVER,
     TINY,
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_recipe(tmp_path, monkeypatch):
     def gone(*_):
         raise GoneError
 
-    monkeypatch.setattr("attn_surgery.finetune.loop.end_epoch", gone)
+    monkeypatch.setattr("attn_surgery.finetune.experiment.loop.end_epoch", gone)
     with pytest.raises(GoneError):
         run_recipe(tiny(tmp_path))
     other = within("data", batch_size=16)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.inputs import Input, as_input, guess_input, parse_input
+from attn_surgery.host.inputs import Input, as_input, guess_input, parse_input
 
 
 @pytest.mark.parametrize(

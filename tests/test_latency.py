@@ -12,19 +12,19 @@ import torch
 from torch import nn
 
 import attn_surgery
-from attn_surgery.conditions import (
+from attn_surgery.errors import SurgeryError
+from attn_surgery.host.inputs import Input
+from attn_surgery.reporting.measuring.conditions import (
     Conditions,
     accelerator,
     checked_device,
     checked_dtype,
     device_name,
 )
-from attn_surgery.errors import SurgeryError
-from attn_surgery.inputs import Input
-from attn_surgery.latency import Measurement, _order, measure
-from attn_surgery.timing import Timing, median_interval, summarise
+from attn_surgery.reporting.measuring.latency import Measurement, _order, measure
+from attn_surgery.reporting.measuring.statistics import Timing, median_interval, summarise
 
-latency_module = importlib.import_module("attn_surgery.latency")
+latency_module = importlib.import_module("attn_surgery.reporting.measuring.latency")
 
 CPU = torch.device("cpu")
 GIVEN = Input(((16, 24, 24),))

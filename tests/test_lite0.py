@@ -19,7 +19,7 @@ import attn_surgery
 from attn_surgery import SurgeryError
 from attn_surgery.finetune import lite0
 from attn_surgery.finetune.lite0 import efficientnet_lite0
-from attn_surgery.models import load_model
+from attn_surgery.host.load import load_model
 
 data = pytest.importorskip("skimage.data", reason="needs scikit-image's photographs")
 MODULE = lite0.PACKAGE.replace("-", "_")

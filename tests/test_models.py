@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.models import load_model
+from attn_surgery.host.load import load_model
 
 OWN_CODE = """
 import torch

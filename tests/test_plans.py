@@ -18,7 +18,7 @@ from versions import skip_younger_attention
 
 import attn_surgery
 from attn_surgery import Plan, SurgeryError
-from attn_surgery.choosing import Choice, every, last_of_stage, matching, min_channels, stage
+from attn_surgery.planning.where import Choice, every, last_of_stage, matching, min_channels, stage
 
 MIXED: dict[str, Any] = {
     "layer1.*": ("se", {"reduction": 8}),

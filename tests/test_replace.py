@@ -19,8 +19,10 @@ from test_undisturbed import makeup
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery import SurgeryError, editing, surgery
+from attn_surgery import SurgeryError
 from attn_surgery.attention import build
+from attn_surgery.surgery import edits as editing
+from attn_surgery.surgery import verbs as surgery
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,14 @@ from torch import nn
 
 import attn_surgery
 from attn_surgery.errors import SurgeryError
-from attn_surgery.inputs import guess_input_size
-from attn_surgery.models import load_model
-from attn_surgery.reporting import report
-from attn_surgery.results import Report
-from attn_surgery.rows import Row
+from attn_surgery.host.inputs import guess_input_size
+from attn_surgery.host.load import load_model
+from attn_surgery.reporting.report import report
+from attn_surgery.reporting.result import Report
+from attn_surgery.reporting.rows import Row
 
 # The package's `report` may be the function; this is the module.
-report_module = importlib.import_module("attn_surgery.reporting")
+report_module = importlib.import_module("attn_surgery.reporting.report")
 
 
 class Block(nn.Module):

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import attn_surgery
-from attn_surgery import SurgeryError, files, saving
-from attn_surgery.attention import registry
-from attn_surgery.models import load_model
+from attn_surgery import SurgeryError
+from attn_surgery.attention.construction import registry
+from attn_surgery.host import files
+from attn_surgery.host.load import load_model
+from attn_surgery.surgery import saving
 
 
 @pytest.fixture(scope="module")

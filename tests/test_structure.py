@@ -1,147 +1,58 @@
-"""The package's layers: each module imports only from those before it."""
+"""The package's rooms: each folder imports only from those before it, and by their doors."""
 
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
+
 import attn_surgery
 
 ROOT = Path(attn_surgery.__file__).parent
+NAME = "attn_surgery"
 
-LAYERS = [
+ROOMS = [
     "errors",
-    "compiling",
-    "attention.options",
-    "attention.batches",
-    "attention.gate",
-    "attention.identity",
-    "attention.registry",
-    "attention.building",
-    "attention.se",
-    "attention.cbam",
-    "attention.bam",
-    "attention.scse",
-    "attention.simam",
-    "attention.triplet",
-    "attention.srm",
-    "attention.gct",
-    "attention.sge",
-    "attention.library",
+    "host",
+    "attention.construction",
     "attention",
-    "counting",
-    "files",
-    "inputs",
-    "traces",
-    "preserve",
-    "bytecode",
-    "returning",
-    "entry",
-    "interception",
-    "proxies",
-    "patterns",
-    "convolutions",
-    "factories",
-    "tracer",
     "tracing",
-    "operations",
-    "forms",
-    "arranging",
-    "views",
-    "forming",
-    "flow",
-    "additions",
-    "shortcuts",
-    "residual",
-    "gates",
-    "placing",
-    "positions",
-    "existing",
-    "fidelity",
-    "finder",
-    "inserting",
-    "sources",
-    "expressions",
-    "rewrite",
-    "former",
-    "former_self",
-    "listening",
-    "operated",
-    "graph_module",
-    "transaction",
-    "sites",
-    "origin",
-    "choosing",
-    "checks",
-    "request",
-    "forwards",
-    "methods",
+    "dataflow",
+    "finding",
+    "rewriting",
     "planning",
-    "editing",
+    "choosing",
     "surgery",
-    "models",
-    "fingerprint",
-    "saving",
-    "prices",
-    "assumed",
-    "workload",
-    "saved",
-    "timing",
-    "conditions",
-    "latency",
-    "rows",
-    "tables",
-    "results",
-    "formats",
-    "plotting",
-    "costs",
-    "listing",
+    "reporting.counting",
+    "reporting.measuring",
     "reporting",
-    "finetune.groups",
-    "finetune.losses",
-    "finetune.lite0",
-    "arguments",
-    "report_command",
-    "finetune.extras",
+    "finetune.process",
     "finetune.recipe",
-    "finetune.reading",
-    "finetune.small_resnet",
-    "finetune.hosts",
-    "finetune.randomness",
-    "finetune.sources",
     "finetune.data",
     "finetune.tasks",
-    "finetune.dense",
-    "finetune.kinds",
-    "finetune.processes",
-    "finetune.holding",
+    "finetune.lite0",
+    "finetune.small_resnet",
+    "finetune.hosts",
     "finetune.training",
-    "finetune.checkpoints",
-    "finetune.signals",
-    "finetune.display",
-    "finetune.environment",
-    "finetune.evaluation",
-    "finetune.checking",
-    "finetune.contents",
-    "finetune.lab",
-    "finetune.variants",
-    "finetune.rehearsal",
-    "finetune.run",
-    "finetune.loop",
     "finetune.experiment",
-    "finetune.outcome",
-    "finetune.publishing",
-    "finetune.lock",
+    "finetune.results",
     "finetune.running",
-    "finetune.remeasuring",
     "finetune",
-    "finetune.command",
     "cli",
     "",
     "__main__",
 ]
+"""The way of a model through the package; a file that is in no folder but the top's is a room."""
+
+INNER = ("attention.construction", "reporting.counting", "reporting.measuring")
+"""Rooms within a room, which has the only door to them from outside."""
 
 
 def name_of(path: Path) -> str:
@@ -149,7 +60,12 @@ def name_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-FILES = {name_of(path): path for path in ROOT.rglob("*.py")}
+FILES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def room_of(name: str) -> str:
+    """Return the room of a module: the module itself, or the folder that it stands in."""
+    return name if name in ROOMS else name.rpartition(".")[0]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -163,20 +79,52 @@ def imports_of(path: Path) -> set[str]:
         else:
             assert not (isinstance(node, ast.ImportFrom) and node.level), f"relative: {path.name}"
             continue
-        found |= {name for name in names if name.partition(".")[0] == "attn_surgery"}
-    return {name.removeprefix("attn_surgery").lstrip(".") for name in found}
+        found |= {name for name in names if name.partition(".")[0] == NAME}
+    return {name.removeprefix(NAME).lstrip(".") for name in found}
 
 
-def test_every_file_has_its_place():
-    assert sorted(FILES) == sorted(LAYERS)
+def test_every_file_has_its_room():
+    assert {room_of(name) for name in FILES} == set(ROOMS)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_file_imports_only_from_those_before_it(name):
-    before = LAYERS[: LAYERS.index(name)]
-    assert imports_of(FILES[name]) <= set(before)
+@pytest.mark.parametrize("name", FILES)
+def test_a_room_imports_only_from_those_before_it(name):
+    room = room_of(name)
+    others = {room_of(each) for each in imports_of(FILES[name])} - {room}
+    assert others <= set(ROOMS[: ROOMS.index(room)])
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", FILES)
+def test_rooms_are_entered_by_their_doors(name):
+    room = room_of(name)
+    for each in imports_of(FILES[name]):
+        if room_of(each) != room:
+            assert each in ROOMS, f"{each} is a file within another room"
+            outside = room.partition(".")[0] != each.partition(".")[0]
+            assert not (each in INNER and outside), f"{each} is a room within another"
+
+
+def test_within_a_room_no_file_imports_in_a_circle():
+    inside = {
+        name: {each for each in imports_of(path) if room_of(each) == room_of(name)}
+        for name, path in FILES.items()
+        if name not in ROOMS
+    }
+    left = dict(inside)
+    while left:
+        free = [name for name, needed in left.items() if not needed & left.keys()]
+        assert free, f"a circle among {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_files_are_small(name):
     assert len(FILES[name].read_text().splitlines()) <= 350
+
+
+def test_every_folder_is_installed():
+    listed = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT.parent) for path in ROOT.rglob("__init__.py")}
+    found = {".".join(folder.parts) for folder in folders} | {f"{NAME}.recipes"}
+    assert found == set(listed["packages"])

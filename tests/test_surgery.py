@@ -12,7 +12,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import attn_surgery
-from attn_surgery import SurgeryError, editing, methods, planning, request, surgery
+from attn_surgery import SurgeryError
+from attn_surgery.planning import decision, request, rewritten_forwards
+from attn_surgery.surgery import edits as editing
+from attn_surgery.surgery import verbs
 
 
 @pytest.fixture
@@ -347,11 +350,11 @@ def test_a_failure_at_any_step_leaves_the_host_as_it_was(host, untouched, monkey
 @pytest.mark.parametrize(
     ("module", "step"),
     [
-        (planning, "survey"),
-        (methods, "original"),
+        (decision, "survey"),
+        (rewritten_forwards, "original"),
         (request, "get_builder"),
-        (surgery, "check_host"),
-        (planning, "build"),
+        (verbs, "check_host"),
+        (decision, "build"),
     ],
 )
 def test_a_failure_while_planning_leaves_the_host_as_it_was(

@@ -9,9 +9,9 @@ from torch import nn
 
 import attn_surgery
 from attn_surgery import Plan, SurgeryError
-from attn_surgery.preserve import likeness
-from attn_surgery.proxies import is_primitive
-from attn_surgery.sites import Site
+from attn_surgery.host.restore import likeness
+from attn_surgery.planning.sites import Site
+from attn_surgery.tracing.proxies import is_primitive
 
 SMALL = 60
 """Modules of a part that is planned in a moment."""

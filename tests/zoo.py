@@ -26,8 +26,8 @@ import torchvision
 from torch import nn
 
 import attn_surgery
-from attn_surgery.models import load_model
-from attn_surgery.sites import Plan, Site
+from attn_surgery.host.load import load_model
+from attn_surgery.planning.sites import Plan, Site
 
 GOLDEN = Path(__file__).with_name("golden")
 LIBRARIES = {

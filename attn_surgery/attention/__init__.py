@@ -1,18 +1,19 @@
 """The attention modules: ``(N, C, *spatial)`` to the same shape, by registered name."""
 
 from attn_surgery.attention.bam import BAM
-from attn_surgery.attention.building import build
 from attn_surgery.attention.cbam import CBAM, ChannelAttention, SpatialAttention
-from attn_surgery.attention.gct import GCT
-from attn_surgery.attention.library import TIMM
-from attn_surgery.attention.registry import (
+from attn_surgery.attention.construction import (
+    INITS,
+    TIMM,
     Entry,
     available,
+    build,
     check_options,
     entry,
     get_builder,
     register,
 )
+from attn_surgery.attention.gct import GCT
 from attn_surgery.attention.scse import SCSE
 from attn_surgery.attention.se import SE
 from attn_surgery.attention.sge import SGE
@@ -24,6 +25,7 @@ __all__ = [
     "BAM",
     "CBAM",
     "GCT",
+    "INITS",
     "SCSE",
     "SE",
     "SGE",

@@ -5,10 +5,17 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.batches import batched, unbatched
-from attn_surgery.attention.gate import BATCH_NORM, CONV, INITS, hidden_width
-from attn_surgery.attention.options import choice, whole
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import (
+    BATCH_NORM,
+    CONV,
+    INITS,
+    batched,
+    choice,
+    hidden_width,
+    register,
+    unbatched,
+    whole,
+)
 
 COMBINATIONS = ("sum", "product")
 

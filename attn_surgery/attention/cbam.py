@@ -6,10 +6,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.batches import batched, unbatched
-from attn_surgery.attention.gate import BATCH_NORM, CONV, INITS, ChannelGate, sigmoid_gate
-from attn_surgery.attention.options import choice, flag, whole
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import (
+    BATCH_NORM,
+    CONV,
+    INITS,
+    ChannelGate,
+    batched,
+    choice,
+    flag,
+    register,
+    sigmoid_gate,
+    unbatched,
+    whole,
+)
 
 CHANNEL_ORDERS = ("max_mean", "mean_max")
 ORDERS = ("channel_first", "spatial_first", "parallel")

@@ -3,10 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.batches import batched, unbatched
-from attn_surgery.attention.gate import CONV
-from attn_surgery.attention.options import choice, positive, whole
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import (
+    CONV,
+    batched,
+    choice,
+    positive,
+    register,
+    unbatched,
+    whole,
+)
 
 
 @register("gct", paper="Yang et al. 2020, arXiv:1909.11519", dims=(1, 2, 3))

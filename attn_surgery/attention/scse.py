@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.gate import CONV, sigmoid_gate
-from attn_surgery.attention.options import choice
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import CONV, choice, register, sigmoid_gate
 from attn_surgery.attention.se import SE
 
 COMBINATIONS = ("add", "max")

@@ -1,8 +1,6 @@
 """Squeeze-and-excitation."""
 
-from attn_surgery.attention.gate import POOLS, ChannelGate
-from attn_surgery.attention.options import choice
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import POOLS, ChannelGate, choice, register
 
 
 @register("se", paper="Hu et al. 2018, arXiv:1709.01507", dims=(1, 2, 3))

@@ -5,10 +5,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.batches import batched, std_mean, unbatched
-from attn_surgery.attention.gate import CONV, INITS, sigmoid_gate
-from attn_surgery.attention.options import choice, positive, whole
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import (
+    CONV,
+    INITS,
+    batched,
+    choice,
+    positive,
+    register,
+    sigmoid_gate,
+    std_mean,
+    unbatched,
+    whole,
+)
 from attn_surgery.errors import SurgeryError
 
 

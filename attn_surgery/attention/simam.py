@@ -3,10 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.batches import is_empty
-from attn_surgery.attention.gate import CONV
-from attn_surgery.attention.options import choice, flag, positive, whole
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import (
+    CONV,
+    choice,
+    flag,
+    is_empty,
+    positive,
+    register,
+    whole,
+)
 
 
 @register("simam", paper="Yang et al. 2021, ICML, PMLR 139:11863", dims=(1, 2, 3))

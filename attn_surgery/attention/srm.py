@@ -3,10 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.attention.batches import batched, std_mean, unbatched
-from attn_surgery.attention.gate import BATCH_NORM, INITS, sigmoid_gate
-from attn_surgery.attention.options import choice, whole
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import (
+    BATCH_NORM,
+    INITS,
+    batched,
+    choice,
+    register,
+    sigmoid_gate,
+    std_mean,
+    unbatched,
+    whole,
+)
 
 
 @register("srm", paper="Lee et al. 2019, arXiv:1903.10829", dims=(1, 2, 3))

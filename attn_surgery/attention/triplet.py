@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_surgery.attention.cbam import SpatialAttention
-from attn_surgery.attention.options import flag
-from attn_surgery.attention.registry import register
+from attn_surgery.attention.construction import flag, register
 
 
 @register("triplet", paper="Misra et al. 2020, arXiv:2010.03045", dims=(2,))

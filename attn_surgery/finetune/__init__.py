@@ -1,18 +1,17 @@
 """Fine-tuning a host that holds attention: recipes, and helpers for a loop of one's own."""
 
-from attn_surgery.finetune.groups import (
+from attn_surgery.finetune.experiment import remeasure
+from attn_surgery.finetune.lite0 import efficientnet_lite0
+from attn_surgery.finetune.recipe import Recipe, parse_recipe, read_recipe
+from attn_surgery.finetune.results import Outcome
+from attn_surgery.finetune.running import run_recipe
+from attn_surgery.finetune.tasks import distillation_loss
+from attn_surgery.finetune.training import (
     freeze,
     freeze_norm_statistics,
     param_groups,
     thaw_norm_statistics,
 )
-from attn_surgery.finetune.lite0 import efficientnet_lite0
-from attn_surgery.finetune.losses import distillation_loss
-from attn_surgery.finetune.outcome import Outcome
-from attn_surgery.finetune.reading import parse_recipe, read_recipe
-from attn_surgery.finetune.recipe import Recipe
-from attn_surgery.finetune.remeasuring import remeasure
-from attn_surgery.finetune.running import run_recipe
 
 __all__ = [
     "Outcome",

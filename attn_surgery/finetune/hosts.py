@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from attn_surgery.counting import meta_copy
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.recipe import Host
-from attn_surgery.inputs import guess_input
-from attn_surgery.models import load_model
+from attn_surgery.host import guess_input, load_model, meta_copy
 
 
 def build_host(host: Host, classes: int, seed: int) -> nn.Module:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attn_surgery.finetune.checkpoints import read_json
-from attn_surgery.finetune.experiment import ENVIRONMENT, run_experiment
-from attn_surgery.finetune.lab import Lab
-from attn_surgery.finetune.lock import alone_in
-from attn_surgery.finetune.outcome import Outcome, gather
-from attn_surgery.finetune.publishing import costs_of, publish
+from attn_surgery.finetune.experiment import ENVIRONMENT, Lab, rehearse, run_experiment
+from attn_surgery.finetune.process import alone_in, read_json
 from attn_surgery.finetune.recipe import Recipe
-from attn_surgery.finetune.rehearsal import rehearse
+from attn_surgery.finetune.results import Outcome, costs_of, gather, publish
 
 
 def run_recipe(recipe: Recipe) -> Outcome | None:

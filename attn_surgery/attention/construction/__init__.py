@@ -1,0 +1,49 @@
+"""attention.construction."""
+
+from attn_surgery.attention.construction.any_batch import batched, is_empty, std_mean, unbatched
+from attn_surgery.attention.construction.building import build
+from attn_surgery.attention.construction.from_timm import TIMM
+from attn_surgery.attention.construction.gate import (
+    BATCH_NORM,
+    CONV,
+    INITS,
+    POOLS,
+    ChannelGate,
+    hidden_width,
+    sigmoid_gate,
+)
+from attn_surgery.attention.construction.options import choice, flag, positive, whole
+from attn_surgery.attention.construction.registry import (
+    Entry,
+    available,
+    check_options,
+    entry,
+    get_builder,
+    register,
+)
+
+__all__ = [
+    "BATCH_NORM",
+    "CONV",
+    "INITS",
+    "POOLS",
+    "TIMM",
+    "ChannelGate",
+    "Entry",
+    "available",
+    "batched",
+    "build",
+    "check_options",
+    "choice",
+    "entry",
+    "flag",
+    "get_builder",
+    "hidden_width",
+    "is_empty",
+    "positive",
+    "register",
+    "sigmoid_gate",
+    "std_mean",
+    "unbatched",
+    "whole",
+]

@@ -1,0 +1,172 @@
+"""What SE and CBAM share: pooling over space, the gate, the gated MLP."""
+
+from typing import Any
+
+import torch
+from timm.layers.helpers import make_divisible
+from torch import Tensor, nn
+
+from attn_surgery.attention.construction.options import choice, flag, whole
+from attn_surgery.errors import SurgeryError
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INITS = ("identity", "paper")
+POOLS = ("avg", "max", "lp", "lse")
+
+
+def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
+    """Pool a map over its spatial dimensions: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``.
+
+    ``avg`` is the mean, ``max`` the maximum, ``lp`` the L2 norm ``sqrt(sum x^2)`` (a sum, not a
+    mean, like ``F.lp_pool2d(x, 2, ...)`` in CBAM's official code, and with a gradient of 0
+    instead of NaN where a channel is all zero), ``lse`` the smooth maximum
+    ``log(sum exp(x))``, computed without overflow.
+
+    Args:
+        x: The map, ``(N, C, *spatial)``.
+        kind: One of ``avg``, ``max``, ``lp``, ``lse``.
+        dims: The spatial dimensions. Listed, and not counted from ``x``, so that ``torch.fx`` can
+            trace through.
+
+    Example:
+        >>> x = torch.tensor([[[3.0, 4.0]]])
+        >>> [round(pool(x, kind, [2]).item(), 2) for kind in POOLS]
+        [3.5, 4.0, 5.0, 4.31]
+    """
+    if kind == "avg":
+        return x.mean(dims, keepdim=True)
+    if kind == "max":
+        return x.amax(dims, keepdim=True)
+    if kind == "lp":
+        return torch.linalg.vector_norm(x, 2.0, dims, keepdim=True)
+    return torch.logsumexp(x, dims, keepdim=True)
+
+
+def sigmoid_gate(logits: Tensor, init: str) -> Tensor:
+    """Turn logits into the factor that scales the map: the papers' sigmoid, or twice it.
+
+    The factor of an identity start lies in (0, 2) and is exactly 1 for zero logits, in every
+    dtype, as ``sigmoid(0)`` is exactly 0.5.
+
+    Example:
+        >>> sigmoid_gate(torch.zeros(1), "identity"), sigmoid_gate(torch.zeros(1), "paper")
+        (tensor([1.]), tensor([0.5000]))
+    """
+    if init == "identity":
+        return 2 * torch.sigmoid(logits)
+    return torch.sigmoid(logits)
+
+
+class ChannelGate(nn.Module):
+    """A gate per channel: an MLP on the pooled map, which SE and CBAM's channel attention share.
+
+    The MLP's layers are 1x1 convolutions called ``fc1`` and ``fc2``, as in timm and torchvision,
+    so that their weights load by name. Several pools go through the same MLP and their outputs
+    are summed, before one sigmoid.
+
+    Shapes: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``.
+
+    Args:
+        channels: C.
+        reduction: C divided by the hidden width, rounded down, to 1 at least.
+        hidden_channels: The hidden width itself, instead of ``reduction`` and ``divisor``.
+        divisor: Round C / reduction to a multiple of this, with timm's ``make_divisible``.
+        bias: Whether ``fc1`` and ``fc2`` have biases.
+        pools: Which pools to sum, of ``avg``, ``max``, ``lp``, ``lse``.
+        spatial_dims: 1, 2 or 3.
+        init: ``identity`` or ``paper``.
+
+    Raises:
+        SurgeryError: If an option has an impossible value.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int,
+        *,
+        hidden_channels: int | None,
+        divisor: int,
+        bias: bool,
+        pools: Any,
+        spatial_dims: int,
+        init: str,
+    ):
+        super().__init__()
+        whole("channels", channels)
+        conv = CONV[choice("spatial_dims", spatial_dims, tuple(CONV))]
+        hidden = hidden_width(channels, reduction, hidden_channels, divisor)
+        self.init: str = choice("init", init, INITS)
+        self.pools: list[str] = pool_list(pools)
+        self.dims: list[int] = list(range(-spatial_dims, 0))
+        self.fc1 = conv(channels, hidden, 1, bias=flag("bias", bias))
+        self.act = nn.ReLU()
+        self.fc2 = conv(hidden, channels, 1, bias=bias)
+        if init == "identity":
+            self._start_at_identity()
+
+    def _start_at_identity(self) -> None:
+        nn.init.zeros_(self.fc2.weight)
+        if self.fc2.bias is not None:
+            nn.init.zeros_(self.fc2.bias)
+            return
+        # Without a bias, fc2 learns only through hidden units that are alive. Rows in pairs of
+        # opposite sign keep half of them alive whatever the map holds (a single unit has no pair).
+        half = self.fc1.out_channels // 2
+        with torch.no_grad():
+            self.fc1.weight[half : 2 * half] = -self.fc1.weight[:half]
+
+    def mlp(self, pooled: Tensor) -> Tensor:
+        """Map pooled features ``(N, C, 1, ...)`` to logits of the same shape."""
+        return self.fc2(self.act(self.fc1(pooled)))
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
+        logits = self.mlp(pool(x, self.pools[0], self.dims))
+        for kind in self.pools[1:]:
+            logits = logits + self.mlp(pool(x, kind, self.dims))
+        return sigmoid_gate(logits, self.init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
+        return x * self.gate(x)
+
+    def extra_repr(self) -> str:
+        """Name what the children do not show."""
+        return f"pools={'+'.join(self.pools)}, init={self.init}"
+
+
+def hidden_width(channels: int, reduction: int, hidden_channels: int | None, divisor: int) -> int:
+    """Work out the width of an MLP's hidden layer, 1 at least.
+
+    Raises:
+        SurgeryError: If one of the numbers is not a positive ``int``.
+
+    Example:
+        >>> [hidden_width(channels, 16, None, divisor=1) for channels in (8, 64, 2048)]
+        [1, 4, 128]
+        >>> hidden_width(64, 16, None, divisor=8)
+        8
+    """
+    whole("reduction", reduction)
+    whole("divisor", divisor)
+    if hidden_channels is not None:
+        return whole("hidden_channels", hidden_channels)
+    if divisor == 1:
+        # The papers' own rounding is down; make_divisible rounds to the nearest.
+        return max(1, channels // reduction)
+    # The reciprocal first, as timm does: the product can round differently from the quotient.
+    return make_divisible(channels * (1 / reduction), divisor, round_limit=0.0)
+
+
+def pool_list(pools: Any) -> list[str]:
+    """Check a choice of pools.
+
+    Raises:
+        SurgeryError: If it is not a non-empty list or tuple of known pools.
+    """
+    if not isinstance(pools, list | tuple) or not pools:
+        accepted = ", ".join(repr(kind) for kind in POOLS)
+        raise SurgeryError(f"pools={pools!r}: must be a list or tuple of one or more of {accepted}")
+    return [choice("pools", kind, POOLS) for kind in pools]

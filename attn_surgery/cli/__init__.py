@@ -1,0 +1,5 @@
+"""The command line."""
+
+from attn_surgery.cli.program import main
+
+__all__ = ["main"]

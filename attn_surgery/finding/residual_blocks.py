@@ -1,0 +1,326 @@
+"""Which additions of a trace close a residual block, and where its branch ends.
+
+An addition ``F(x) + S(x)`` is recognised by data flow alone: both operands come from the same
+tensor x, S is the identity or a projection, F is a nonlinear function with convolutions, and the
+sum is one of maps ``(N, C, *spatial)`` (He et al. 2015, arXiv:1512.03385, section 3.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from attn_surgery.dataflow import (
+    LAST,
+    MAPS,
+    UNKNOWN,
+    Flow,
+    Form,
+    Kind,
+    function_name,
+    slices_channels,
+)
+from attn_surgery.finding.additions import Addition, additions
+from attn_surgery.finding.shortcuts import Shortcut, find_fork, takes_part
+from attn_surgery.tracing import Call, index, owner
+
+_NONLINEAR = {Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
+TRANSFORMS = {Kind.CONV, Kind.LINEAR, Kind.MIX, Kind.OPAQUE}
+
+
+@dataclass(frozen=True)
+class Residual:
+    """An addition whose operands come from one tensor, one of them by a projection."""
+
+    addition: fx.Node
+    fork: fx.Node
+    shortcut: fx.Node
+    branch: fx.Node
+    """The operand F, as the addition receives it."""
+    end: fx.Node
+    """The end of F proper, before drop path, dropout, layer scale and constant factors."""
+    is_channels_last: bool
+    """Whether F ends in ``(N, *spatial, C)``, to be scaled and then permuted."""
+    form: Form
+    refusal: str
+    """Why this is no residual block after all; "" where it is one."""
+    taker: fx.Node
+    """What takes the operands: the addition, or the stack that it sums up."""
+
+
+def residuals(flow: Flow) -> list[Residual]:
+    """Return the additions of the trace that are, or look like, the end of a residual block."""
+    found = (_recognise(flow, addition) for addition in additions(flow))
+    return [residual for residual in found if residual is not None]
+
+
+def _recognise(flow: Flow, addition: Addition) -> Residual | None:
+    a, b = addition.operands
+    readings = [_read(flow, addition, a, b), _read(flow, addition, b, a)]
+    known = [reading for reading in readings if reading is not None]
+    found = min(known, key=lambda reading: bool(reading.refusal), default=None)
+    if found is None or not addition.refusal:
+        return found
+    # whatever else may be wrong with it, it is no sum
+    return None if found.refusal else replace(found, refusal=addition.refusal)
+
+
+def _read(flow: Flow, added: Addition, shortcut: fx.Node, branch: fx.Node) -> Residual | None:
+    """Read the addition with the first operand as S and the second as F."""
+    addition, found = added.node, find_fork(flow, shortcut, branch)
+    if found is None:
+        return None
+    steps = list(flow.between(found.fork, branch))
+    if not any(flow.kind(step) in TRANSFORMS for step in steps):
+        return None
+    end = branch_end(flow, branch, owner(addition))
+    if _is_condition(flow, addition, found, branch, end):
+        return None
+    form = _form_at(flow, end, (branch, shortcut, addition, found.fork))
+    refusal = _refusal(flow, found, branch, end, form)
+    last = _end_before_permutation(flow, end, owner(addition))
+    return Residual(
+        addition,
+        found.fork,
+        shortcut,
+        branch,
+        last or end,
+        last is not None,
+        form,
+        refusal,
+        added.taker,
+    )
+
+
+def _is_condition(
+    flow: Flow, addition: fx.Node, shortcut: Shortcut, branch: fx.Node, end: fx.Node
+) -> bool:
+    """Tell whether S is what conditions the block, and no other way from the block's input.
+
+    Such are the vectors (time, class, style) and maps (noise, spectrograms) that every block of a
+    network adds: F depends on them only because earlier blocks added them, too.
+    """
+    if not flow.forms[branch].is_spread and _spreads(flow, shortcut, branch):
+        return True
+    if not flow.needs_more(branch, shortcut.fork):
+        return False
+    block = block_around(end, addition)
+    entry = next((step for step in shortcut.steps if index(step) < block.start), None)
+    entering = {
+        each
+        for step in flow.between(shortcut.fork, branch)
+        if index(step) >= block.start
+        for each in flow.inputs[step]
+        if index(each) < block.start
+    }
+    return entry is not None and entry not in entering
+
+
+def _spreads(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> bool:
+    """Tell whether S is one value per channel, broadcast over space by the addition or before."""
+    if any(flow.forms[step].is_spread for step in shortcut.steps):
+        return True
+    kinds = [flow.kind(step) for step in shortcut.steps[:-1]]
+    is_vector = Kind.LINEAR in kinds and Kind.VIEW not in kinds[: kinds.index(Kind.LINEAR)]
+    return is_vector and flow.forms[branch].layout == MAPS
+
+
+def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
+    """Walk back from F's operand over what only scales or drops, to where F itself ends."""
+    node = branch
+    while (before := _unscaled(flow, node, adder)) is not None:
+        node = before
+    return node
+
+
+def _end_before_permutation(flow: Flow, end: fx.Node, adder: Call) -> fx.Node | None:
+    """Return where F ends if it is scaled with channels last and then permuted, else None."""
+    if flow.kind(end) is not Kind.VIEW or flow.forms[end].layout != MAPS:
+        return None
+    (permuted,) = flow.inputs[end]
+    if flow.forms[permuted].layout != LAST:
+        return None
+    node, is_scaled = permuted, False
+    while (before := _unscaled(flow, node, adder)) is not None:
+        is_scaled |= flow.kind(node) is not Kind.IDENTITY
+        node = before
+    return node if is_scaled else None
+
+
+def block_around(end: fx.Node, addition: fx.Node) -> Call:
+    """Return the innermost call in which both the branch's end and the addition are made."""
+    return next(call for call in owner(addition).lineage() if index(end) >= call.start)
+
+
+def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
+    """Return what ``node`` passes on dropped or scaled by a constant; None where it does more.
+
+    A bias next to the factor makes a norm or an affine layer of it, which belongs to F, unless
+    both stand bare beside the addition (Zhang et al. 2019, Fixup, arXiv:1901.09321).
+    """
+    inputs = flow.inputs[node]
+    if len(inputs) != 1:
+        return None
+    kind = flow.kind(node)
+    if kind in (Kind.DROPOUT, Kind.IDENTITY):
+        return inputs[0]
+    if kind in (Kind.MUL, Kind.DIV) and not _normalises(flow, node):
+        return inputs[0]
+    if kind is Kind.ADD and 0 in node.args:  # sum() starts there
+        return inputs[0]
+    is_bare_bias = kind is Kind.ADD and owner(node) is owner(inputs[0]) in adder.lineage()
+    if is_bare_bias and flow.kind(inputs[0]) is Kind.MUL and not _normalises(flow, inputs[0]):
+        return _unscaled(flow, inputs[0], adder)
+    return None
+
+
+def _normalises(flow: Flow, product: fx.Node) -> bool:
+    """Tell whether the factor is one over a standard deviation, or a weight behind it."""
+    weights = [each for each in product.all_input_nodes if each not in flow.inputs]
+    if all(flow.is_number(each) for each in weights):
+        return False
+    pending, seen, divides = list(product.all_input_nodes), set(weights), False
+    while pending:
+        node = pending.pop()
+        divides |= function_name(node) in ("rsqrt", "sqrt") and node.op.startswith("call_")
+        if node not in seen and node.op != "placeholder":
+            seen.add(node)
+            if owner(node) is owner(product):
+                pending += node.all_input_nodes
+    # in a flat graph, where a norm is no call, its weight is held where its other tensors are
+    theirs = {_holder(each) for each in seen.difference(weights) if each.op == "get_attr"}
+    own = {_holder(each) for each in weights if each.op == "get_attr"}
+    return divides and not (own and theirs and own.isdisjoint(theirs))
+
+
+def _holder(node: fx.Node) -> str:
+    """Return the path of the module that holds the tensor that is read."""
+    return str(node.target).rpartition(".")[0]
+
+
+def _form_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Form:
+    """Return the form of the branch's end, completed from the other tensors of the sum."""
+    form = flow.form(end)
+    if form.stacked is not None:
+        return UNKNOWN
+    for other in others:
+        more = flow.form(other)
+        # a single channel would be broadcast
+        same = more.channels if other is not others[-1] and more.channels != 1 else None
+        form = Form(
+            form.layout or more.layout,
+            form.channels or same,
+            form.spatial_dims or more.spatial_dims,
+        )
+    return form
+
+
+def _refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node, end: fx.Node, form: Form) -> str:
+    """Return why the addition closes no residual block, or ""."""
+    steps = list(flow.between(shortcut.fork, branch))
+    if shortcut.is_part:
+        whole = flow.leads_past(shortcut.fork, branch, lambda step: takes_part(flow, step))
+        if whole:
+            return "the shortcut keeps only a part of what the branch takes"
+        return "the operands are different parts of one tensor"
+    if form.channels == 1 and (flow.form(shortcut.steps[0]).channels or 1) > 1:
+        return "the branch ends in one channel, which the addition spreads over all"
+    if form.layout == LAST:
+        return "adds tokens or channels-last maps, not (N, C, *spatial)"
+    if _is_partial(flow, end):
+        return "adds to a part of the branch's channels only"
+    if not _is_nonlinear(flow, steps):
+        return "the branch is linear: no residual function"
+    if shortcut.convolutions > 1:
+        return f"the shortcut has {shortcut.convolutions} convolutions: a second branch"
+    return (
+        _convolution_refusal(flow, shortcut.fork, branch, steps)
+        or _resolution_refusal(flow, shortcut, branch)
+        or _form_refusal(form)
+    )
+
+
+def _is_partial(flow: Flow, end: fx.Node) -> bool:
+    """Tell whether the branch ends in some channels of a tensor whose others go elsewhere."""
+    if flow.kind(end) is not Kind.SLICE or not slices_channels(end):
+        return False
+    (source,) = flow.inputs[end]
+    return len(flow.value_users[source]) > 1
+
+
+def _resolution_refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> str:
+    if shortcut.upsamples or flow.leads_past(
+        shortcut.fork, branch, lambda step: flow.kind(step) is Kind.UPSAMPLE
+    ):
+        return ""
+    return "merges resolutions: the branch goes down and up again"
+
+
+def _is_nonlinear(flow: Flow, steps: list[fx.Node]) -> bool:
+    return any(
+        flow.kind(step) in _NONLINEAR
+        or (flow.kind(step) in (Kind.MUL, Kind.DIV) and len(set(flow.inputs[step])) > 1)
+        for step in steps
+    )
+
+
+def _form_refusal(form: Form) -> str:
+    if form.layout != MAPS:
+        return "the layout of the sum is unknown"
+    if form.channels is None or form.spatial_dims is None:
+        return "the number of channels or of spatial dims is unknown"
+    return ""
+
+
+def _convolution_refusal(flow: Flow, fork: fx.Node, branch: fx.Node, steps: list[fx.Node]) -> str:
+    """Return why F lacks the convolutions of a residual block, or ""."""
+    convolutions = [step for step in steps if flow.operations[step].convolution is not None]
+    mixing = [step for step in steps if is_mixing(flow, step)]
+    if mixing:
+        is_activated = any(flow.kind(step) is Kind.ACTIVATION for step in steps)
+        is_convolved = not flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))
+        is_bottleneck = len(convolutions) > 1 and not _mixes_raw(flow, fork, mixing)
+        convolves = (is_activated and is_convolved) or is_bottleneck
+        return "" if convolves else "self-attention: mixes positions, not all by convolving them"
+    if any(is_spatial(flow, step) for step in steps):
+        return ""
+    if not convolutions:
+        return "the branch has no convolution"
+    around = [step for step in steps if flow.kind(step) in (Kind.POOL, Kind.FILTER, Kind.REARRANGE)]
+    if len(convolutions) > 1 and any(_lies_between(flow, convolutions, step) for step in around):
+        return ""
+    return "1x1 convolutions only: a channel MLP"
+
+
+def is_mixing(flow: Flow, step: fx.Node) -> bool:
+    """Tell whether the step is a product of two computed matrices, as in self-attention."""
+    return flow.kind(step) is Kind.MIX and len(set(flow.inputs[step])) > 1
+
+
+def _mixes_raw(flow: Flow, fork: fx.Node, mixing: list[fx.Node]) -> bool:
+    """Tell whether positions are mixed of what no activation has passed, unlike a bottleneck's."""
+    return any(
+        flow.leads_past(fork, step, lambda node: flow.kind(node) is Kind.ACTIVATION)
+        for step in mixing
+    )
+
+
+def is_spatial(flow: Flow, step: fx.Node) -> bool:
+    """Tell whether the step is, or holds, a learned convolution over space."""
+    conv = flow.operations[step].convolution
+    if conv is not None:
+        return conv.is_spatial and flow.kind(step) is not Kind.FILTER
+    return flow.kind(step) is Kind.OPAQUE and _holds_spatial_convolution(flow, step)
+
+
+def _holds_spatial_convolution(flow: Flow, step: fx.Node) -> bool:
+    module = flow.trace.called_module(step)
+    sizes = [getattr(each, "kernel_size", None) for each in module.modules()] if module else []
+    return any(isinstance(size, tuple) and max(size) > 1 for size in sizes)
+
+
+def _lies_between(flow: Flow, convolutions: list[fx.Node], step: fx.Node) -> bool:
+    return flow.depends(step, convolutions[0]) and any(
+        conv is not step and flow.depends(conv, step) for conv in convolutions
+    )

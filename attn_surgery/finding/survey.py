@@ -1,0 +1,297 @@
+"""Every residual addition of a model, and the place in a block where its branch ends."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import fx, nn
+
+from attn_surgery.dataflow import MAPS, Flow, Form, Kind
+from attn_surgery.finding.existing_attention import (
+    Held,
+    block_of,
+    encloses,
+    held_in,
+    held_outside,
+    holder_path,
+    whole_call,
+)
+from attn_surgery.finding.gates import behind, is_attention
+from attn_surgery.finding.positions import OUTPUT, target
+from attn_surgery.finding.residual_blocks import Residual, block_around, residuals
+from attn_surgery.finding.spots import Spot, path_below, place, place_output
+from attn_surgery.host import has_entry, is_only_optional, likeness, spells_addition, ways
+from attn_surgery.tracing import Call, index, is_primitive, owner, trace
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place for attention in a block."""
+
+    block: nn.Module
+    path: str
+    spot: Spot
+    form: Form
+    existing: str | None
+    width: int | None
+    """The number of channels that the block returns."""
+    refusal: str = ""
+    """Why no attention can go there; "" where it can."""
+    is_channels_last: bool = False
+    replaces: bool = False
+    """Whether the attention goes where another one is."""
+    slot: str | None = None
+    """The path, inside the block, of the module that is the other one and nothing else."""
+
+
+@dataclass
+class Survey:
+    """What was found in a model, and what could not be looked at."""
+
+    findings: list[Finding] = field(default_factory=list)
+    followed: set[str] = field(default_factory=set)
+    """Paths of the modules whose forward was followed."""
+    untraced: dict[str, str] = field(default_factory=dict)
+    """Path of each module whose forward could not be followed -> why."""
+
+
+def survey(model: nn.Module, position: str = "standard", *, replacing: bool = False) -> Survey:
+    """Find the places for attention in ``model``, in forward order.
+
+    They are those of its residual additions, or, where ``replacing`` and there is attention
+    already, in a residual block or not, the places of that.
+
+    The largest modules that can be followed as a whole are; what cannot be, or was not reached,
+    is looked at on its own.
+    """
+    result = Survey()
+    seen: set[nn.Module] = set()
+    paths = {module: path for path, module in reversed(list(model.named_modules()))}
+    found: dict[tuple[nn.Module, Spot], Finding] = {}
+    failures: dict[object, str] = {}
+    fruitless: set[object] = set()
+    for module, path in reversed(paths.items()):
+        if module in seen or not _can_be_traced(module):
+            continue
+        alike = likeness(module)
+        if alike in failures:
+            result.untraced[path] = failures[alike]
+            continue
+        followed = _followed(module)
+        if not followed.flows:
+            result.untraced[path] = failures[alike] = followed.failure
+        seen |= followed.modules
+        flows = (*followed.flows, *_other_paths(followed.flows, fruitless))
+        for finding in itertools.chain.from_iterable(
+            _findings(each, paths, position, replacing=replacing) for each in flows
+        ):
+            key = (finding.block, finding.spot)
+            if key not in found or found[key].refusal:
+                found[key] = finding
+    result.findings = list(found.values())
+    result.followed = {paths[module] for module in seen}
+    return result
+
+
+@dataclass
+class _Followed:
+    """What came of following a module's forward."""
+
+    flows: list[Flow] = field(default_factory=list)
+    modules: set[nn.Module] = field(default_factory=set)
+    """Those that were followed on what they are called with; the others are yet to be seen."""
+    failure: str = ""
+
+
+def _followed(module: nn.Module) -> _Followed:
+    """Follow the forward for every choice of arguments that may lead to more of its modules."""
+    result, hope = _Followed(), is_only_optional(module)
+    for way in ways(module):
+        traces, failure = trace(module, inline=True, passed=way)
+        result.failure = result.failure or failure
+        for each in traces:
+            flow = Flow(each)
+            lost = flow.calls_from_nowhere
+            result.flows.append(flow)
+            result.modules |= {call.module for call in each.calls if call not in lost}
+            hope |= bool(lost)
+        if result.flows and not (hope and _is_left(module, result.modules)):
+            break
+    return result
+
+
+def _is_left(module: nn.Module, seen: set[nn.Module]) -> bool:
+    return any(each not in seen and _can_be_traced(each) for each in module.modules())
+
+
+def _can_be_traced(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule) or is_primitive(module):
+        return False
+    return has_entry(module)
+
+
+def _other_paths(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
+    """Trace on its own, along every way, each adding module that branched on a traced value."""
+    for module in dict.fromkeys(module for each in flows for module in each.trace.branched):
+        alike = likeness(module)
+        if alike in fruitless or not spells_addition(module):
+            continue
+        way = next(ways(module))
+        others = [Flow(each) for each in trace(module, inline=True, passed=way, every_path=True)[0]]
+        if any(_holds_block(each) for each in others):
+            yield from others
+        else:
+            fruitless.add(alike)
+
+
+def _holds_block(flow: Flow) -> bool:
+    return any(not residual.refusal for residual in residuals(flow))
+
+
+def _findings(
+    flow: Flow, paths: dict[nn.Module, str], position: str, *, replacing: bool
+) -> list[Finding]:
+    """Return the places for attention, in forward order."""
+    if position == OUTPUT:
+        return list(_outputs(flow, paths))
+    found = residuals(flow)
+    found = [_judged_among(flow, residual, found) for residual in found]
+    findings: list[tuple[int, Finding]] = []
+    replaced: list[tuple[Held, Call]] = []
+    for residual in found:
+        held = [] if residual.refusal else held_in(flow, residual, found)
+        if replacing and held:
+            block = block_around(residual.end, residual.addition)
+            replaced += [(each, block) for each in held]
+        else:
+            finding = _place_for_one_more(flow, residual, held, position, paths)
+            findings.append((index(residual.addition), finding))
+    if replacing:
+        replaced += [(each, block_of(flow, each)) for each in held_outside(flow, found)]
+        findings += _replacements(flow, replaced, paths)
+    return [finding for _, finding in sorted(findings, key=lambda each: each[0])]
+
+
+def _outputs(flow: Flow, paths: dict[nn.Module, str]) -> Iterator[Finding]:
+    """Yield the place after each module that returns a map."""
+    returned = {call.module: (call.node, call) for call in flow.trace.calls}
+    for node in flow.inputs:
+        module = flow.trace.called_module(node)
+        if module is not None:
+            returned[module] = (node, owner(node))
+    for module, (value, call) in sorted(returned.items(), key=lambda each: paths[each[0]]):
+        if value is None or value not in flow.inputs or flow.form(value).layout != MAPS:
+            continue
+        spot = place_output(flow, value, call, module)
+        is_again = flow.call_counts[module] > 1
+        refusal = "it is called more than once" if is_again else _form_refusal(flow.form(value))
+        form = flow.form(value)
+        yield Finding(module, paths[module], spot, form, None, form.channels, refusal)
+
+
+def _place_for_one_more(
+    flow: Flow,
+    residual: Residual,
+    held: list[Held],
+    position: str,
+    paths: dict[nn.Module, str],
+) -> Finding:
+    goal = target(flow, residual, position)
+    call, spot = place(flow, goal.value, goal.into, goal.block)
+    return Finding(
+        call.module,
+        paths[call.module],
+        spot,
+        goal.form,
+        holder_path(flow, held[0], call, paths) if held else None,
+        residual.form.channels,
+        goal.refusal,
+        is_channels_last=goal.is_channels_last,
+    )
+
+
+def _replacements(
+    flow: Flow, held: list[tuple[Held, Call]], paths: dict[nn.Module, str]
+) -> Iterator[tuple[int, Finding]]:
+    """Yield the places of the attentions, each once however many gates it has."""
+    done: set[nn.Module] = set()
+    for each, block in sorted(held, key=lambda each: index(each[0].result)):
+        if any(call.module in done for call in owner(each.result).lineage()):
+            continue
+        whole = whole_call(flow, each, block)
+        if whole is not None:
+            done.add(whole[0].module)
+            finding = _swap(flow, each, block, whole, paths)
+        else:
+            finding = _place_instead(flow, each, paths)
+        yield index(each.result), finding
+
+
+def _swap(
+    flow: Flow,
+    held: Held,
+    block: Call,
+    whole: tuple[Call, fx.Node],
+    paths: dict[nn.Module, str],
+) -> Finding:
+    """Return the place of an attention that is a module of its own."""
+    called, taken = whole
+    return Finding(
+        block.module,
+        paths[block.module],
+        place(flow, taken, (), block)[1],
+        flow.form(taken),
+        holder_path(flow, held, block, paths),
+        _width(flow, block),
+        _form_refusal(flow.form(taken)) or _return_refusal(flow, called, taken),
+        slot=path_below(block.module, called.module),
+    )
+
+
+def _return_refusal(flow: Flow, called: Call, taken: fx.Node) -> str:
+    """Refuse an attention that changes its map in place, and is read by that."""
+    assert called.node is not None
+    end = index(called.node)
+    late = [user for user in taken.users if index(user) > end and user is not called.node]
+    if flow.becomes(taken, called.node) and called.node is not taken and late:
+        return "its attention changes the map in place, and what it returns is not what is used"
+    return ""
+
+
+def _place_instead(flow: Flow, held: Held, paths: dict[nn.Module, str]) -> Finding:
+    """Return the place of an attention that a forward spells out among other things."""
+    call = owner(held.result)
+    spot = place(flow, held.factor, (held.result,), call)[1]
+    reshaped = behind(flow, held.factor, {Kind.IDENTITY}) is not held.source
+    return Finding(
+        call.module,
+        paths[call.module],
+        replace(spot, in_place=flow.is_in_place(held.result)),
+        flow.form(held.source),
+        holder_path(flow, held, call, paths),
+        _width(flow, call),
+        _form_refusal(flow.form(held.source))
+        or ("its attention scales something else than the map" if reshaped else ""),
+        replaces=True,
+    )
+
+
+def _width(flow: Flow, call: Call) -> int | None:
+    is_value = call.node is not None and call.node in flow.inputs
+    return flow.form(call.node).channels if is_value and call.node else None
+
+
+def _form_refusal(form: Form) -> str:
+    return "" if form.is_map else "the shape of what its attention receives is unknown"
+
+
+def _judged_among(flow: Flow, residual: Residual, found: list[Residual]) -> Residual:
+    """Refuse the addition of an attention module that stands in the branch of a block."""
+    if residual.refusal or not is_attention(flow, residual):
+        return residual
+    if any(encloses(flow, other, residual) for other in found if not other.refusal):
+        return replace(residual, refusal="the addition is inside an attention module")
+    return residual

@@ -1,0 +1,8 @@
+"""finetune.experiment."""
+
+from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.experiment import ENVIRONMENT, run_experiment
+from attn_surgery.finetune.experiment.rehearsal import rehearse
+from attn_surgery.finetune.experiment.remeasuring import remeasure
+
+__all__ = ["ENVIRONMENT", "Lab", "rehearse", "remeasure", "run_experiment"]

@@ -1,0 +1,194 @@
+"""What can be wrong with a recipe, found before anything runs."""
+
+from __future__ import annotations
+
+import math
+
+from timm.optim import list_optimizers  # pyright: ignore[reportPrivateImportUsage]
+from torch import nn
+
+from attn_surgery.errors import SurgeryError, check_choice, nearest
+from attn_surgery.finetune.data import Splits
+from attn_surgery.finetune.recipe import CONTROL, HOST, Data, Recipe, Stage, Surgery, surgery_of
+from attn_surgery.planning import Request
+from attn_surgery.surgery import plan
+
+SCHEDULES = ("cosine", "poly", "tanh", "step", "multistep", "constant")
+TASKS = ("classification", "detection", "segmentation")
+_AT_LEAST = {
+    "epochs": 1,
+    "accumulate": 1,
+    "lr": 0,
+    "attention_lr_scale": 0,
+    "weight_decay": 0,
+    "warmup_epochs": 0,
+    "label_smoothing": 0,
+    "mixup": 0,
+    "cutmix": 0,
+    "ema": 0,
+    "clip_grad": 0,
+    "distill_weight": 0,
+    "distill_temperature": 0,
+}
+_BELOW = {"label_smoothing": 1, "ema": 1}
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check what can be checked without the host and the data.
+
+    Raises:
+        SurgeryError: Something cannot be done.
+
+    Example:
+        >>> from attn_surgery.finetune.reading import read_recipe
+        >>> check_recipe(read_recipe("digits", ["stages.0.optimizer=adamv"]))
+        Traceback (most recent call last):
+        ...
+        attn_surgery.errors.SurgeryError: stages.0: timm has no optimizer 'adamv'; did you mean \
+'adam'?
+    """
+    check_choice("amp", recipe.amp, ("no", "bf16", "fp16"))
+    check_choice("device", recipe.device, ("", "cpu"))
+    for name in ("seeds", "log_every"):
+        _check_number(name, getattr(recipe, name), at_least=1)
+    for name in ("threads", "checkpoint_seconds", "report_seconds"):
+        _check_number(name, getattr(recipe, name), at_least=0)
+    if not recipe.stages:
+        raise SurgeryError("a recipe needs one [[stages]] at least")
+    _check_data(recipe.data)
+    _check_surgery(recipe.surgery)
+    if not recipe.variants:
+        raise SurgeryError("there is nothing to train: no attention and no control")
+    for where, stage in recipe.stages_of(HOST) + recipe.stages_of(CONTROL):
+        _check_stage(where, stage, recipe)
+
+
+def _check_data(data: Data) -> None:
+    check_choice("data.task", data.task, TASKS)
+    if data.channels not in {1, 3}:
+        raise SurgeryError(f"data.channels={data.channels!r} must be 1 or 3")
+    _check_number("data.batch_size", data.batch_size, at_least=1)
+    for name in ("classes", "image_size", "workers", "limit", "val_limit"):
+        _check_number(f"data.{name}", getattr(data, name), at_least=0)
+
+
+def _check_surgery(surgery: Surgery) -> None:
+    repeated = [name for name in surgery.attention if surgery.attention.count(name) > 1]
+    if repeated or {CONTROL, HOST} & set(surgery.attention):
+        raise SurgeryError(f"surgery.attention={list(surgery.attention)}: names must be unlike")
+    for name in surgery.options:
+        if name not in surgery.attention:
+            raise SurgeryError(
+                f"surgery.options has a table for {name!r}{nearest(name, surgery.attention)}, "
+                "which is none of surgery.attention"
+            )
+    check_choice("surgery.init", surgery.init, ("identity", "paper"))
+    for name in surgery.attention:
+        attention, asked = surgery_of(surgery, name)
+        options = {k: v for k, v in asked.items() if k not in {"where", "position", "existing"}}
+        words = {key: asked[key] for key in ("position", "existing")}
+        Request.of(attention, asked["where"], options=options, **words).check()
+
+
+def _check_stage(where: str, stage: Stage, recipe: Recipe) -> None:
+    for name, least in _AT_LEAST.items():
+        below = _BELOW.get(name, math.inf)
+        _check_number(f"{where}.{name}", getattr(stage, name), at_least=least, below=below)
+    known = [str(name) for name in list_optimizers()]
+    if stage.optimizer not in known:
+        raise SurgeryError(
+            f"{where}: timm has no optimizer {stage.optimizer!r}{nearest(stage.optimizer, known)}"
+        )
+    check_choice(f"{where}.schedule", stage.schedule, SCHEDULES)
+    check_choice(f"{where}.norm_stats", stage.norm_stats, ("auto", "live", "frozen"))
+    if not stage.trains:
+        raise SurgeryError(f"{where}.trains is empty: give 'all', 'attention' or patterns")
+    if "all" in stage.trains and len(stage.trains) > 1:
+        raise SurgeryError(f"{where}.trains: 'all' leaves nothing for other patterns")
+    if stage.warmup_epochs > stage.epochs:
+        raise SurgeryError(f"{where}: warmup_epochs are part of epochs, and longer here")
+    if stage.distill_temperature <= 0:
+        raise SurgeryError(f"{where}.distill_temperature must be above 0")
+    if double := {"lr", "weight_decay"} & set(stage.optimizer_options):
+        raise SurgeryError(f"{where}.optimizer_options: {min(double)} is a key of the stage itself")
+    if where.startswith("pretraining") and (stage.distill_weight or "attention" in stage.trains):
+        raise SurgeryError(f"{where}: before the surgery there is no attention and no teacher")
+    if recipe.data.task != "classification" and "head" in stage.trains:
+        raise SurgeryError(f"{where}.trains: 'head' is for classification; name it by a pattern")
+    if recipe.data.task != "classification" and (
+        stage.mixup or stage.cutmix or stage.label_smoothing or stage.distill_weight
+    ):
+        raise SurgeryError(
+            f"{where}: mixup, cutmix, label_smoothing and distill_weight are for classification"
+        )
+    if recipe.data.unlabelled and not any(each.distill_weight for each in recipe.stages):
+        raise SurgeryError("data.unlabelled is for distillation: give a stage distill_weight")
+    if (stage.mixup or stage.cutmix) and recipe.data.batch_size % 2:
+        raise SurgeryError(f"{where}: mixup and cutmix need an even data.batch_size")
+
+
+def _check_number(name: str, value: float, *, at_least: float = 0, below: float = math.inf) -> None:
+    if not at_least <= value < below:
+        end = f" and below {below}" if below < math.inf else ""
+        raise SurgeryError(f"{name}={value!r} must be at least {at_least}{end}")
+
+
+# With the host and the data
+
+
+def check_together(
+    recipe: Recipe, plain: nn.Module, host: nn.Module, splits: Splits, processes: int
+) -> None:
+    """Check what needs the host and the data: sites, batches, the head.
+
+    Args:
+        recipe: The recipe.
+        plain: The network as it was found.
+        host: The network with its head fitted; left as it is.
+        splits: The data.
+        processes: How many processes train.
+
+    Raises:
+        SurgeryError: Something cannot be done.
+    """
+    size = recipe.data.batch_size
+    if size % processes:
+        raise SurgeryError(f"data.batch_size={size} cannot be divided among {processes} processes")
+    for where, stage in recipe.stages_of(HOST) + recipe.stages_of(CONTROL):
+        if (stage.mixup or stage.cutmix) and size // processes % 2:
+            raise SurgeryError(f"{where}: mixup and cutmix need an even number for each process")
+        if len(splits.train) < size * stage.accumulate:
+            raise SurgeryError(
+                f"{where}: {len(splits.train)} images to learn from are fewer than one step "
+                f"takes: batch_size {size} x accumulate {stage.accumulate}"
+            )
+    if len(splits.val) < processes:
+        raise SurgeryError(f"{len(splits.val)} images to measure on, for {processes} processes")
+    if splits.unlabelled is not None and len(splits.unlabelled) < size:
+        raise SurgeryError(
+            f"data.unlabelled: {len(splits.unlabelled)} images are fewer than data.batch_size"
+        )
+    for variant in recipe.surgery.attention:
+        attention, asked = surgery_of(recipe.surgery, variant)
+        found = plan(host, attention, **asked)
+        if not found.sites:
+            reasons = "; ".join(dict.fromkeys(site.reason for site in found.skipped))
+            raise SurgeryError(
+                f"{variant} can go nowhere in {recipe.host.model}: "
+                f"{reasons or 'it has no residual block'}"
+            )
+    _check_head(recipe, plain, host)
+
+
+def _check_head(recipe: Recipe, plain: nn.Module, host: nn.Module) -> None:
+    """Refuse to learn from, or by, a head that is new."""
+    shapes = [[value.shape for value in each.state_dict().values()] for each in (plain, host)]
+    if shapes[0] == shapes[1] or recipe.pretraining:
+        return
+    first, *_ = recipe.stages
+    if first.is_for_attention_alone or any(stage.distill_weight for stage in recipe.stages):
+        raise SurgeryError(
+            "the head is new, fitted to the classes, and knows nothing yet: train it before the "
+            "attention that depends on it, and before it teaches, by a table [[pretraining]] with "
+            'trains = "head"'
+        )

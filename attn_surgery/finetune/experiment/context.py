@@ -1,0 +1,135 @@
+"""What all runs of an experiment share: the recipe, the data, the devices, and how to measure."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from attn_surgery.errors import SurgeryError
+from attn_surgery.finetune.data import Loading, Splits, open_data
+from attn_surgery.finetune.experiment.checking import check_recipe, check_together
+from attn_surgery.finetune.experiment.digests import contents_of
+from attn_surgery.finetune.experiment.evaluation import measure
+from attn_surgery.finetune.hosts import build_host
+from attn_surgery.finetune.process import Wish, need
+from attn_surgery.finetune.recipe import Data, Recipe
+from attn_surgery.finetune.tasks import KINDS, Metrics, Task
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where an experiment is carried out.
+
+    Attributes:
+        recipe: What is wanted.
+        task: What is learned.
+        splits: The data.
+        loading: How batches are put together.
+        accelerator: Accelerate's.
+        contents: Digests of what the recipe names.
+        wish: Whether to stop.
+        scaler: The state in which the loss scaler of fp16 begins a run; None where there is none.
+    """
+
+    recipe: Recipe
+    task: Task
+    splits: Splits
+    loading: Loading
+    accelerator: Any
+    contents: dict[str, str] = field(default_factory=dict)
+    wish: Wish = field(default_factory=Wish)
+    scaler: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Lab:
+        """Open what a recipe names, and check everything.
+
+        Raises:
+            SurgeryError: Something cannot be done.
+        """
+        check_recipe(recipe)
+        for module in ("tensorboard", "matplotlib", "scipy"):
+            need(module)
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        accelerator = _accelerator(recipe)
+        task = KINDS[recipe.data.task]
+        plain = build_host(recipe.host, 0, 0)
+        splits = _opened(recipe.data, plain, task, accelerator)
+        host = build_host(recipe.host, splits.classes if task.has_head else 0, 0)
+        check_together(recipe, plain, host, splits, accelerator.num_processes)
+        loading = Loading(
+            recipe.data.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            recipe.data.workers,
+            task.collate,
+            accelerator.device.type != "cpu",
+        )
+        contents, scaler = contents_of(recipe, splits), accelerator.scaler
+        start = None if scaler is None else scaler.state_dict()
+        return cls(recipe, task, splits, loading, accelerator, contents, scaler=start)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Take signals as a wish to stop, and tell what helps where the memory is too small.
+
+        Raises:
+            SurgeryError: The device has no memory left.
+        """
+        try:
+            with self.wish:
+                yield
+        except torch.OutOfMemoryError as error:
+            raise SurgeryError(
+                f"out of memory on {self.accelerator.device}: lower data.batch_size, and raise "
+                "accumulate to make up for it; what was saved is whole"
+            ) from error
+
+    def fresh_host(self, seed: int) -> nn.Module:
+        """Build the host of a seed."""
+        classes = self.splits.classes if self.task.has_head else 0
+        return build_host(self.recipe.host, classes, seed)
+
+    def measure(self, model: nn.Module) -> Metrics:
+        """Measure a model on the split that it does not learn from."""
+        return measure(
+            model,
+            self.splits.val,
+            self.task,
+            self.loading,
+            self.splits.classes,
+            self.accelerator,
+        )
+
+
+def _accelerator(recipe: Recipe) -> Any:
+    accelerate: Any = need("accelerate")
+    make = functools.partial(
+        accelerate.Accelerator,
+        cpu=recipe.device == "cpu",
+        mixed_precision=recipe.amp,
+        step_scheduler_with_optimizer=False,
+    )
+    try:
+        with contextlib.suppress(ValueError):
+            return make()
+        # Accelerate holds on to the precision of the recipe before, in a notebook perhaps.
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        return make()
+    except ValueError as error:
+        raise SurgeryError(f"amp={recipe.amp!r}: {error}") from error
+
+
+def _opened(data: Data, host: nn.Module, task: Task, accelerator: Any) -> Splits:
+    """Open the data; one process of each machine fetches what is missing, before the others."""
+    with accelerator.local_main_process_first():
+        fetches = data.download and accelerator.is_local_main_process
+        return open_data(dataclasses.replace(data, download=fetches), host, task.transforms)

@@ -1,0 +1,259 @@
+"""One run: a variant, a seed, a folder, and what the loop needs of them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attn_surgery.finetune.data import train_batches
+from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.digests import of_variant
+from attn_surgery.finetune.experiment.progress import Display
+from attn_surgery.finetune.process import (
+    Progress,
+    derived,
+    environment,
+    load_checkpoint,
+    need,
+    read_by_first,
+    save_checkpoint,
+    write_json,
+    write_weights,
+)
+from attn_surgery.finetune.recipe import Recipe, Stage
+from attn_surgery.finetune.training import Training, set_up
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.json"
+
+
+def folder_of(recipe: Recipe, variant: str, seed: int) -> Path:
+    """Return where a run is kept."""
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in variant)
+    if name != variant:
+        name += "-" + hashlib.blake2b(variant.encode(), digest_size=4).hexdigest()
+    return Path(recipe.output) / f"seed{seed}" / name
+
+
+@dataclass
+class Run:
+    """A variant and a seed.
+
+    Attributes:
+        lab: What it shares with the other runs.
+        variant: An attention, ``control``, or ``host`` for the pretraining.
+        seed: The seed.
+        model: What trains.
+        teacher: The untouched host where a stage distills, else None.
+        display: What is seen of it.
+        saved_at: When the last checkpoint was written.
+        began: When the run did, without pauses.
+    """
+
+    lab: Lab
+    variant: str
+    seed: int
+    model: nn.Module
+    teacher: nn.Module | None = None
+    display: Display | None = None
+    saved_at: float = 0.0
+    began: float = 0.0
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept."""
+        return folder_of(self.lab.recipe, self.variant, self.seed)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is done, in order."""
+        return tuple(stage for _, stage in self.lab.recipe.stages_of(self.variant))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights."""
+        told = self.lab.recipe.identity(self.variant, self.seed)
+        return {**told, "contents": of_variant(self.lab.contents, self.lab.recipe, self.variant)}
+
+    def stage_name(self, number: int) -> str:
+        """Name a stage, as seeds and logs do."""
+        return self.lab.recipe.stages_of(self.variant)[number][0]
+
+    def updates(self, stage: Stage) -> int:
+        """Return how many steps an epoch has."""
+        return len(self.lab.splits.train) // self.lab.loading.batch_size // stage.accumulate
+
+    # Beginning and going on
+
+    def resume(self) -> tuple[Progress, dict[str, Any] | None]:
+        """Return where the run is, and the states it had there."""
+        path = self.folder / CHECKPOINT
+        found = read_by_first(self.lab.accelerator, lambda: load_checkpoint(path, self.identity))
+        progress, states = found if found is not None else (Progress(), None)
+        if states is not None:
+            self.model.load_state_dict(states["model"])
+        elif self.lab.scaler is not None:
+            self.lab.accelerator.scaler.load_state_dict(self.lab.scaler)
+        total = sum(each.epochs * self.updates(each) for each in self.stages)
+        if self.lab.accelerator.is_main_process:
+            done = self._before(progress.stage) + self._in_stage(progress)
+            title = f"{self.variant}, seed {self.seed}"
+            self.display = Display(title, total, done, self.folder / "logs")
+        self.saved_at = self.began = time.monotonic()
+        self.began -= progress.seconds
+        return progress, states
+
+    def _before(self, stage: int) -> int:
+        return sum(each.epochs * self.updates(each) for each in self.stages[:stage])
+
+    def _in_stage(self, progress: Progress) -> int:
+        if progress.stage >= len(self.stages):
+            return 0
+        return progress.epoch * self.updates(self.stages[progress.stage]) + progress.update
+
+    def set_up(self, number: int, states: dict[str, Any] | None) -> Training:
+        """Prepare a stage, with the states of a checkpoint if it was left in it."""
+        stage = self.stages[number]
+        training = set_up(
+            self.model,
+            stage,
+            self.lab.task,
+            self.teacher if stage.distill_weight else None,
+            self.lab.accelerator,
+            classes=self.lab.splits.classes,
+            updates=self.updates(stage),
+            own_batch=self.lab.loading.batch_size // self.lab.loading.processes,
+        )
+        if states is not None:
+            training.optimizer.load_state_dict(states["optimizer"])
+            if training.ema is not None:
+                training.ema.module.load_state_dict(states["ema"])
+            if states["scaler"] is not None and self.lab.accelerator.scaler is not None:
+                self.lab.accelerator.scaler.load_state_dict(states["scaler"])
+        return training
+
+    # Batches
+
+    def on_device(self, batch: Any) -> Any:
+        """Bring a batch to where the model is."""
+        utils: Any = need("accelerate.utils")
+        return utils.send_to_device(batch, self.lab.accelerator.device, non_blocking=True)
+
+    def with_unlabelled(
+        self, batches: Iterator[Any], seed: int, skip: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Pair each batch with images without labels, where there are some."""
+        others = self._unlabelled(seed, skip)
+        for batch in batches:
+            yield batch, next(others, None)
+
+    def _unlabelled(self, seed: int, skip: int) -> Iterator[Any]:
+        split = self.lab.splits.unlabelled
+        if split is None:
+            return
+        whole, turn = len(split) // self.lab.loading.batch_size, skip
+        while whole:
+            own = derived(seed, "unlabelled", turn // whole)
+            for images, _ in train_batches(split, self.lab.loading, own, turn % whole):
+                turn += 1
+                yield images.to(self.lab.accelerator.device)
+
+    # Showing and keeping
+
+    def show(self, training: Training) -> None:
+        """Count a step in the bar."""
+        if self.display is not None:
+            self.display.step(self.lab.loading.batch_size * training.stage.accumulate)
+
+    def log(self, training: Training, progress: Progress, loss: float) -> None:
+        """Write down the loss."""
+        step = self._before(progress.stage) + self._in_stage(progress)
+        rate = training.optimizer.param_groups[0]["lr"]
+        progress.steps.append([step, loss, rate])
+        if self.display is not None:
+            self.display.log(step, loss=loss, lr=rate)
+
+    def ended_epoch(self, progress: Progress) -> None:
+        """Write down what was measured after an epoch."""
+        if self.display is None:
+            return
+        step = self._before(progress.stage) + self._in_stage(progress)
+        last = progress.history[-1]
+        own = {key: last[key] for key in (self.lab.task.score, "loss") if key in last}
+        self.display.log(step, **{self.lab.task.score: own[self.lab.task.score]})
+        self.display.log(step, **{f"val/{key}": value for key, value in own.items()})
+        told = ", ".join(f"{key} {value:.4f}" for key, value in own.items())
+        epochs = f"{last['stage']} epoch {last['epoch']}"
+        self.display.line(f"{self.variant}, seed {self.seed}, {epochs}: {told}")
+
+    def is_mark(self, training: Training, progress: Progress) -> bool:
+        """Tell whether the loss is logged after this step: now and then, and at an epoch's end."""
+        at_end = progress.update == training.updates
+        return at_end or progress.update % self.lab.recipe.log_every == 0
+
+    def wants_stop(self, training: Training, progress: Progress) -> bool:
+        """Tell whether to stop; several processes agree on it, now and then."""
+        if self.lab.loading.processes == 1:
+            return bool(self.lab.wish.signal)
+        if not self.is_mark(training, progress):
+            return False
+        asked = torch.tensor(float(self.lab.wish.signal > 0), device=self.lab.accelerator.device)
+        return bool(self.lab.accelerator.reduce(asked, "sum") > 0)
+
+    def is_due(self) -> bool:
+        """Tell whether it is time to save."""
+        return time.monotonic() - self.saved_at > self.lab.recipe.checkpoint_seconds
+
+    def save(self, training: Training, progress: Progress) -> None:
+        """Write the checkpoint, once for all processes."""
+        progress.seconds = time.monotonic() - self.began
+        if self.lab.accelerator.is_main_process:
+            scaler = self.lab.accelerator.scaler
+            states = {
+                "model": training.bare.state_dict(),
+                "optimizer": training.optimizer.state_dict(),
+                "ema": None if training.ema is None else training.ema.module.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            save_checkpoint(self.folder / CHECKPOINT, self.identity, progress, states)
+        self.saved_at = time.monotonic()
+
+    def keep(self, name: str, model: nn.Module) -> None:
+        """Write weights, once for all processes."""
+        if self.lab.accelerator.is_main_process:
+            write_weights(self.folder / f"{name}.safetensors", model)
+
+    def finish_stage(self, training: Training, progress: Progress) -> None:
+        """Go on with what the stage came to; keep it, if that was the last one."""
+        if training.ema is not None:
+            self.model.load_state_dict(training.ema.module.state_dict())
+        if progress.stage == len(self.stages):
+            self.keep("last", self.model)
+
+    def finish(self, progress: Progress, told: dict[str, Any]) -> dict[str, Any]:
+        """Write what came of it; from then on the run is done."""
+        progress.seconds = time.monotonic() - self.began
+        metrics = {
+            "identity": self.identity,
+            "environment": environment(self.lab.accelerator),
+            **told,
+            **asdict(progress),
+        }
+        if self.lab.accelerator.is_main_process:
+            write_json(self.folder / METRICS, metrics)
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        self.close()
+        return metrics
+
+    def close(self) -> None:
+        """End the display."""
+        if self.display is not None:
+            self.display.close()
+            self.display = None

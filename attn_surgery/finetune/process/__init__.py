@@ -1,0 +1,37 @@
+"""finetune.process."""
+
+from attn_surgery.finetune.process.checkpoints import (
+    Progress,
+    check_identity,
+    load_checkpoint,
+    read_json,
+    save_checkpoint,
+    write_json,
+    write_weights,
+)
+from attn_surgery.finetune.process.distributed import read_by_first, share_buffers
+from attn_surgery.finetune.process.environment import environment
+from attn_surgery.finetune.process.extras import need
+from attn_surgery.finetune.process.lock import alone_in
+from attn_surgery.finetune.process.seeds import derived, seed_all, seed_cpu
+from attn_surgery.finetune.process.signals import Interrupted, Wish
+
+__all__ = [
+    "Interrupted",
+    "Progress",
+    "Wish",
+    "alone_in",
+    "check_identity",
+    "derived",
+    "environment",
+    "load_checkpoint",
+    "need",
+    "read_by_first",
+    "read_json",
+    "save_checkpoint",
+    "seed_all",
+    "seed_cpu",
+    "share_buffers",
+    "write_json",
+    "write_weights",
+]

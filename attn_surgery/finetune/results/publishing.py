@@ -1,0 +1,152 @@
+"""An outcome as files: JSON, CSV, Markdown and a picture of the curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attn_surgery.errors import SurgeryError
+from attn_surgery.finetune.process import need, write_json
+from attn_surgery.finetune.recipe import HOST, Recipe, surgery_of
+from attn_surgery.finetune.results.outcome import Costs, Line, Outcome
+from attn_surgery.host import write_whole
+from attn_surgery.reporting import report
+
+_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def costs_of(
+    recipe: Recipe, host: nn.Module, input_size: tuple[int, ...], device: torch.device
+) -> dict[str, Costs]:
+    """Count, and measure, what each attention adds to a host.
+
+    Args:
+        recipe: Which attentions, and for how long to measure.
+        host: The host.
+        input_size: ``(C, H, W)`` of an image.
+        device: Where to measure.
+    """
+    return {
+        variant: _costs(recipe, variant, host, input_size, device)
+        for variant in recipe.surgery.attention
+    }
+
+
+def _costs(
+    recipe: Recipe, variant: str, host: nn.Module, input_size: tuple[int, ...], device: torch.device
+) -> Costs:
+    attention, asked = surgery_of(recipe.surgery, variant)
+    seconds = recipe.report_seconds
+    try:
+        rows = report(
+            host,
+            [attention],
+            input_size=input_size,
+            init=recipe.surgery.init,
+            latency=seconds > 0,
+            seconds=seconds or 1.0,
+            device=device,
+            autocast=_AUTOCAST[recipe.amp],
+            threads=recipe.threads or None,
+            **asked,
+        ).rows
+    except SurgeryError as error:
+        return Costs(error=str(error))
+    base, own = rows
+    return Costs(
+        _added(own.params, base.params),
+        _added(own.macs, base.macs),
+        own.latency_ratio,
+        own.latency_ratio_low,
+        own.latency_ratio_high,
+        own.error or base.error or "",
+    )
+
+
+def _added(own: int | None, base: int | None) -> int | None:
+    return None if own is None or base is None else own - base
+
+
+def publish(outcome: Outcome, folder: Path, name: str = "result") -> None:
+    """Write an outcome as ``NAME.json``, ``.csv``, ``.md`` and ``.png``.
+
+    Raises:
+        SurgeryError: A file cannot be written.
+    """
+    write_json(folder / f"{name}.json", outcome.to_dict())
+    write_whole(folder / f"{name}.csv", _csv(outcome).encode())
+    write_whole(folder / f"{name}.md", _markdown(outcome).encode())
+    write_whole(folder / f"{name}.png", _picture(outcome))
+
+
+def _csv(outcome: Outcome) -> str:
+    text = io.StringIO()
+    seeds = max(len(line.scores) for line in outcome.lines)
+    names = ["variant", "mean", "spread", "difference", "low", "high"]
+    writer = csv.writer(text, lineterminator="\n")
+    costs = list(vars(Costs()))
+    writer.writerow([*names, *costs, "gates", *(f"seed{i}" for i in range(seeds))])
+    for line in outcome.lines:
+        told = line.difference
+        parts = (told.mean, told.low, told.high) if told else (None, None, None)
+        gates = statistics.fmean(line.gates.values()) if line.gates else None
+        own = [getattr(line.costs, each) for each in costs]
+        writer.writerow([line.variant, line.mean, line.spread, *parts, *own, gates, *line.scores])
+    return text.getvalue()
+
+
+def _markdown(outcome: Outcome) -> str:
+    remarks = [f"- {each}" for each in outcome.verdicts() + outcome.remarks()]
+    sites = _sites([line for line in outcome.lines if line.gates])
+    return "\n\n".join(filter(None, [outcome.table("github"), "\n".join(remarks), sites])) + "\n"
+
+
+def _sites(lines: Sequence[Line]) -> str:
+    if not lines:
+        return ""
+    told = [
+        f"- {line.variant}: " + ", ".join(f"{site} {100 * v:.1f}" for site, v in line.gates.items())
+        for line in lines
+    ]
+    return "How far each attention is from the identity (%, mean over seeds):\n\n" + "\n".join(told)
+
+
+# The picture
+
+
+def _picture(outcome: Outcome) -> bytes:
+    """Draw the score after each epoch: the mean over seeds, and the range."""
+    matplotlib: Any = need("matplotlib.figure")
+    figure = matplotlib.Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="epoch after the surgery", ylabel=f"{outcome.score} (%)")
+    for line in outcome.lines:
+        curves = _curves(outcome.runs, line.variant, outcome.score)
+        if line.variant == HOST:
+            axes.axhline(100 * line.mean, color="0.6", linestyle="--", label="host before")
+        elif curves:
+            columns = list(zip(*curves, strict=True))
+            epochs = range(len(columns))
+            means = [100 * statistics.fmean(column) for column in columns]
+            (drawn,) = axes.plot(epochs, means, marker="o", label=line.variant)
+            ends = [[100 * f(column) for column in columns] for f in (min, max)]
+            axes.fill_between(epochs, *ends, color=drawn.get_color(), alpha=0.12)
+    axes.legend()
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
+
+
+def _curves(runs: Sequence[Mapping[str, Any]], variant: str, score: str) -> list[list[float]]:
+    return [
+        [run["at_insertion"][score], *(each[score] for each in run["history"])]
+        for run in runs
+        if run["identity"]["variant"] == variant and variant != HOST
+    ]

@@ -1,0 +1,33 @@
+"""finetune.training."""
+
+from attn_surgery.finetune.training.parameter_groups import (
+    freeze,
+    freeze_norm_statistics,
+    param_groups,
+    thaw_norm_statistics,
+)
+from attn_surgery.finetune.training.stage import (
+    Training,
+    choose_trained,
+    keep_statistics,
+    make_optimizer,
+    make_scheduler,
+    set_up,
+    take_down,
+    teacher_of,
+)
+
+__all__ = [
+    "Training",
+    "choose_trained",
+    "freeze",
+    "freeze_norm_statistics",
+    "keep_statistics",
+    "make_optimizer",
+    "make_scheduler",
+    "param_groups",
+    "set_up",
+    "take_down",
+    "teacher_of",
+    "thaw_norm_statistics",
+]

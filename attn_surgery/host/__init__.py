@@ -1,0 +1,89 @@
+"""host."""
+
+from attn_surgery.host.bytecode import (
+    Place,
+    is_asserted,
+    is_machinery,
+    place_in_code,
+    signature,
+    steps_from,
+)
+from attn_surgery.host.compiling import compiled, noted, renamed
+from attn_surgery.host.copies import device_copy, meta_copy
+from attn_surgery.host.entry import (
+    entry,
+    entry_name,
+    has_entry,
+    is_only_optional,
+    parameters_of,
+    ways,
+)
+from attn_surgery.host.fidelity import (
+    describe,
+    inspect_forward,
+    runs_its_children,
+    spells_addition,
+    watched_attributes,
+)
+from attn_surgery.host.files import load_weights, read_weights, write_whole
+from attn_surgery.host.inputs import (
+    Input,
+    InputSize,
+    as_input,
+    floating_dtype,
+    guess_input,
+    parse_input,
+)
+from attn_surgery.host.load import load_model
+from attn_surgery.host.restore import (
+    Attributes,
+    in_mode,
+    likeness,
+    marks,
+    put_back_afterwards,
+    undisturbed_randomness,
+)
+from attn_surgery.host.unsupported import check_host, unwrapped
+
+__all__ = [
+    "Attributes",
+    "Input",
+    "InputSize",
+    "Place",
+    "as_input",
+    "check_host",
+    "compiled",
+    "describe",
+    "device_copy",
+    "entry",
+    "entry_name",
+    "floating_dtype",
+    "guess_input",
+    "has_entry",
+    "in_mode",
+    "inspect_forward",
+    "is_asserted",
+    "is_machinery",
+    "is_only_optional",
+    "likeness",
+    "load_model",
+    "load_weights",
+    "marks",
+    "meta_copy",
+    "noted",
+    "parameters_of",
+    "parse_input",
+    "place_in_code",
+    "put_back_afterwards",
+    "read_weights",
+    "renamed",
+    "runs_its_children",
+    "signature",
+    "spells_addition",
+    "steps_from",
+    "undisturbed_randomness",
+    "unwrapped",
+    "watched_attributes",
+    "ways",
+    "write_whole",
+]

@@ -1,0 +1,162 @@
+"""What a function declares and does, as far as a trace of it would not show."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from attn_surgery.errors import EXHAUSTED
+from attn_surgery.host.compiling import GENERATED
+
+Place = tuple[types.CodeType, int]
+"""An instruction: the code that it is of, and its offset there."""
+
+_BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
+_ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
+_ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
+_CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
+
+
+@dataclass(frozen=True)
+class Code:
+    """What one function's bytecode does, its nested functions' included."""
+
+    attributes: frozenset[str]
+    names: frozenset[str]
+    iterated: frozenset[str]
+    """The attributes that are looped over, counted or unpacked."""
+    obstacles: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def read(code: types.CodeType) -> Code:
+    """Read the bytecode of a function, its nested functions' included."""
+    attributes: set[str] = set()
+    names: set[str] = set()
+    obstacles: list[str] = []
+    iterated: set[str] = set()
+    steps = list(dis.get_instructions(code))
+    for i, step in enumerate(steps):
+        kind = step.opname
+        if "ATTR" in kind or kind == "LOAD_METHOD":
+            attributes.add(str(step.argval))
+        if kind in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"):
+            obstacles.append(f"writes {step.argval!r}")
+        if _is_iterated(steps, i):
+            iterated.add(str(step.argval))
+        if kind in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+            names.add(str(step.argval))
+        if any(word in kind for word in _CONTEXT_STEPS):
+            obstacles.append("enters a context or catches an error")
+        if step.argval == "training" and "ATTR" in kind and not _reads_self(steps, i):
+            obstacles.append("reads the mode of another module")
+        if step.opname in _BUILDS_NAMES and "getattr" in code.co_names:
+            obstacles.append("reads attributes by computed names")
+        if _tests_identity(step) and any(_is_local(each) for each in steps[max(0, i - 2) : i]):
+            obstacles.append("tests what one of its values is")
+    if "getattr" in code.co_names:
+        attributes |= {const for const in code.co_consts if isinstance(const, str)}
+    for nested in code.co_consts:
+        if isinstance(nested, types.CodeType):
+            inner = read(nested)
+            iterated |= inner.iterated
+            attributes |= inner.attributes
+            names |= inner.names
+            obstacles += inner.obstacles
+    return Code(
+        attributes=frozenset(attributes),
+        names=frozenset(names),
+        iterated=frozenset(iterated),
+        obstacles=tuple(dict.fromkeys(obstacles)),
+    )
+
+
+def _is_iterated(steps: list[dis.Instruction], place: int) -> bool:
+    if "ATTR" not in steps[place].opname:
+        return False
+    following = steps[place + 1].opname if place + 1 < len(steps) else ""
+    before = steps[max(0, place - 5) : place]
+    return following in _ITERATES or any(step.argval in _ITERATING for step in before)
+
+
+def _reads_self(steps: list[dis.Instruction], place: int) -> bool:
+    return place > 0 and steps[place - 1].argval == "self"
+
+
+def _tests_identity(step: dis.Instruction) -> bool:
+    return step.opname == "IS_OP" or step.opname.endswith(("_NONE", "_NOT_NONE"))
+
+
+def _is_local(step: dis.Instruction) -> bool:
+    return step.opname.startswith("LOAD_FAST") and step.argval != "self"
+
+
+def adds(function: types.FunctionType) -> bool:
+    """Tell whether the function, or one inside it, spells an addition anywhere."""
+    return _adds(function.__code__)
+
+
+@functools.lru_cache(maxsize=4096)
+def _adds(code: types.CodeType) -> bool:
+    return any(_is_addition(step) for step in dis.get_instructions(code)) or any(
+        _adds(nested) for nested in code.co_consts if isinstance(nested, types.CodeType)
+    )
+
+
+def _is_addition(step: dis.Instruction) -> bool:
+    if step.opname == "BINARY_OP":
+        return step.argrepr in ("+", "+=")
+    return step.opname in ("BINARY_ADD", "INPLACE_ADD") or step.argval in ("add", "add_")
+
+
+def is_asserted(frame: types.FrameType) -> bool:
+    """Tell whether the truth asked for in ``frame`` is that of an ``assert``."""
+    steps = steps_from(frame.f_code, frame.f_lasti)
+    return any("ASSERTION_ERROR" in f"{step.opname} {step.argrepr}".upper() for step in steps)
+
+
+@functools.lru_cache(maxsize=4096)
+def steps_from(code: types.CodeType, offset: int) -> list[dis.Instruction]:
+    """Return the instruction at ``offset`` and the two that follow."""
+    return [step for step in dis.get_instructions(code) if step.offset >= offset][:3]
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of ``function``, annotations evaluated where they can be."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except EXHAUSTED:
+        raise
+    except Exception:  # whatever names and expressions the annotations hold
+        return inspect.signature(function)
+
+
+def place_in_code(outermost: types.CodeType) -> tuple[Place, ...]:
+    """Return where in the host's code a traced operation is called.
+
+    The place is the same in both modes, however many other operations one of them has.
+
+    Args:
+        outermost: The code of the function whose callees are looked at.
+    """
+    frame, places = sys._getframe(1), []
+    while frame is not None and frame.f_code is not outermost:
+        if not is_machinery(frame):
+            places.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(places)
+
+
+def is_machinery(frame: types.FrameType) -> bool:
+    """Tell whether the frame is torch's or ours, a generated forward's included."""
+    home = frame.f_globals.get("__name__", "")
+    return home.startswith(_TRACING) or frame.f_code.co_filename.startswith(GENERATED)
+
+
+_TRACING = ("torch.fx", "torch._", "torch.nn.modules.module", "attn_surgery.")

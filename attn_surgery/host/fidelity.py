@@ -1,0 +1,288 @@
+"""What a trace of a ``forward`` would freeze, so that a rewritten one behaves as the host's did.
+
+A trace follows one way and keeps what it saw. Truth tests on traced values, writes and tensors made
+on the way are noticed while tracing; this module reads the bytecode of everything that ``forward``
+runs for the rest: tests that a trace cannot see, contexts, global state, and the attributes whose
+values end up in the graph.
+"""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import _symbolic_trace
+from torch.nn.modules.conv import _ConvNd
+
+from attn_surgery.host.bytecode import Code, adds, read
+from attn_surgery.host.entry import entry
+
+_PURE_BUILTINS = frozenset(
+    "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "
+    "reversed round set slice sorted str sum super tuple zip Ellipsis getattr".split()
+)
+_PURE_HOMES = frozenset(
+    "torch math operator _operator functools _functools itertools typing collections einops".split()
+)
+_UNSEEN = frozenset(
+    "checkpoint checkpoint_sequential "
+    "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
+    "is_anomaly_enabled are_deterministic_algorithms_enabled is_deterministic get_default_dtype "
+    "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
+    "is_tracing get_rng_state initial_seed get_num_threads is_available".split()
+)
+_REACHING = frozenset(
+    "_modules children named_children modules named_modules get_submodule".split()
+)
+_PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    torch.memory_format,
+    enum.Enum,
+)
+
+
+@dataclass
+class Fidelity:
+    """What stands between a block's forward and a faithful trace of it."""
+
+    obstacles: list[str] = field(default_factory=list)
+    """Why a trace would not behave as the forward does for every value."""
+    watched: set[str] = field(default_factory=set)
+    """The block's attributes that a trace reads: when one is set, it has to be traced anew."""
+    reaches_children: bool = False
+    """Whether forward gets at its children other than by their names."""
+    reads_mode: bool = False
+    """Whether forward looks at ``self.training``."""
+
+
+def inspect_forward(block: nn.Module) -> Fidelity:
+    """Read everything that ``block.forward`` runs outside its children and torch.
+
+    Args:
+        block: The module whose own forward is to be rewritten.
+
+    Returns:
+        The obstacles to a faithful rewrite (none: it can be rewritten) and what to watch.
+    """
+    found = Fidelity()
+    _check_signature(block, found)
+    seen: set[types.CodeType] = set()
+    pending = list(_functions(entry(block)))
+    while pending:
+        function = pending.pop()
+        if function.__code__ in seen:
+            continue
+        seen.add(function.__code__)
+        code = read(function.__code__)
+        found.obstacles += code.obstacles
+        found.reads_mode |= "training" in code.attributes
+        found.reaches_children |= not _REACHING.isdisjoint(code.attributes)
+        pending += _resolve_names(function, code, found)
+        pending += _resolve_attributes(block, code, found)
+        if any(name in code.iterated for name in _containers(block)):
+            found.obstacles.append("loops over its children")
+    return found
+
+
+def runs_its_children(block: nn.Module) -> bool:
+    """Tell whether the forward may reach all children, whatever they are called."""
+    return inspect_forward(block).reaches_children
+
+
+def watched_attributes(block: nn.Module) -> frozenset[str]:
+    """Return the attributes of ``block`` that its forward may read."""
+    return frozenset(inspect_forward(block).watched)
+
+
+def _check_signature(block: nn.Module, found: Fidelity) -> None:
+    for parameter in inspect.signature(entry(block)).parameters.values():
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            found.obstacles.append(f"the argument {parameter} is not plainly positional")
+        default = parameter.default
+        if default is not parameter.empty and not _is_plain(default):
+            found.obstacles.append(f"the default of {parameter.name!r} cannot be written down")
+
+
+def _resolve_names(
+    function: types.FunctionType, code: Code, found: Fidelity
+) -> Iterator[types.FunctionType]:
+    """Judge the globals and closure variables of a function; yield the functions among them."""
+    scope = _scope(function)
+    for name in sorted(code.names):
+        if name not in scope:
+            if hasattr(builtins, name):
+                found.obstacles += _builtin_obstacles(name)
+            continue
+        value = scope[name]
+        if isinstance(value, types.ModuleType):
+            asked = sorted(code.attributes & _UNSEEN)
+            found.obstacles += [f"calls {query}, which a trace does not show" for query in asked]
+        obstacle = _value_obstacle(name, value) or _settings_obstacle(name, value, code)
+        if obstacle:
+            found.obstacles.append(obstacle)
+        elif not _is_at_home(value) and not _is_kept_whole(function, name):
+            yield from _functions(value)
+
+
+def _is_kept_whole(function: types.FunctionType, name: str) -> bool:
+    """Tell whether ``torch.fx.wrap`` was told to keep the global as one step of a trace."""
+    kept = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
+    return (id(function.__globals__), name) in kept
+
+
+def _scope(function: types.FunctionType) -> dict[str, Any]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    closure = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+    return {**function.__globals__, **closure}
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _builtin_obstacles(name: str) -> list[str]:
+    value = getattr(builtins, name)
+    is_error = isinstance(value, type) and issubclass(value, BaseException)
+    return [] if name in _PURE_BUILTINS or is_error else [f"calls {name}()"]
+
+
+def _value_obstacle(name: str, value: Any) -> str:
+    """Return why a global or closure variable cannot be followed, or ""."""
+    if isinstance(value, types.ModuleType):
+        return "" if value.__name__.partition(".")[0] in _PURE_HOMES else f"uses the module {name}"
+    if getattr(value, "__name__", None) in _UNSEEN:
+        return f"calls {value.__name__}, which a trace does not show"
+    if isinstance(value, (nn.Module, type)) or callable(value):
+        return ""
+    return f"reads the global {name}"
+
+
+def _settings_obstacle(name: str, value: Any, code: Code) -> str:
+    """Return which plain value may be read off a global class or function of the host's, or ""."""
+    if (
+        name == "__class__"
+        or _is_at_home(value)
+        or not isinstance(value, (type, types.FunctionType))
+    ):
+        return ""
+    kept = vars(value).items()
+    read = [each for each, kind in kept if each in code.attributes and _is_plain(kind)]
+    return f"reads {name}.{read[0]}" if read else ""
+
+
+def _is_at_home(value: Any) -> bool:
+    """Tell whether ``value`` belongs to torch or to the pure part of the standard library."""
+    home = getattr(value, "__module__", None)
+    if home is None:  # torch.add and its like are methods of a class that has a module
+        home = getattr(getattr(value, "__self__", None), "__module__", None)
+    return (home or "").partition(".")[0] in _PURE_HOMES
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    """Yield the Python functions that calling ``value`` runs."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    value = getattr(value, "__func__", value)
+    if isinstance(value, types.FunctionType):
+        yield value
+    elif isinstance(value, property) and value.fget is not None:
+        yield from _functions(value.fget)
+    elif isinstance(value, (staticmethod, classmethod)):
+        yield from _functions(value.__func__)
+    elif not isinstance(value, (type, nn.Module)):
+        called = getattr(type(value), "__call__", None)  # noqa: B004
+        if isinstance(called, types.FunctionType):
+            yield called
+
+
+def _resolve_attributes(
+    block: nn.Module, code: Code, found: Fidelity
+) -> Iterator[types.FunctionType]:
+    """Judge the attributes that a function may read off the block; yield the methods among them."""
+    found.watched |= code.attributes - {"training"}
+    own = vars(block)
+    children = [
+        each
+        for name, each in block._modules.items()
+        if each is not None and name in code.attributes
+    ]
+    for name in sorted(code.attributes - {"training"}):
+        yield from _methods(block, name)
+        if name in own:
+            yield from _judge_attribute(f"self.{name}", own[name], found)
+            continue
+        if name == "forward" or any(name in held for held in _held(block)):
+            continue
+        for child in children:
+            yield from _methods(child, name)
+            if name in vars(child) and not isinstance(child, _ConvNd):
+                found.obstacles.append(f"reads {name!r} of a child")
+
+
+def _containers(block: nn.Module) -> Iterator[str]:
+    """Yield the names of the children that are lists of modules, which may grow and shrink."""
+    for name, child in block._modules.items():
+        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            yield name
+
+
+def _held(block: nn.Module) -> tuple[dict[str, Any], ...]:
+    return block._modules, block._parameters, block._buffers
+
+
+def _judge_attribute(name: str, value: Any, found: Fidelity) -> Iterator[types.FunctionType]:
+    if _is_plain(value) or isinstance(value, (Tensor, nn.Module)):
+        return
+    functions = list(_functions(value)) if callable(value) else []
+    while isinstance(value, functools.partial):
+        value = value.func
+    if not functions and not _is_at_home(value):
+        found.obstacles.append(f"reads {name}, a {type(value).__name__}")
+    yield from (each for each in functions if not _is_at_home(each))
+
+
+def _methods(module: nn.Module, name: str) -> Iterator[types.FunctionType]:
+    """Yield what the host's own classes define under ``name``, overridden definitions included."""
+    if name == "forward" and "forward" in vars(module):
+        return
+    for cls in type(module).__mro__:
+        if name in vars(cls) and not _is_at_home(cls):
+            yield from _functions(vars(cls)[name])
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(each) for each in value)
+    if isinstance(value, slice):
+        return all(_is_plain(each) for each in (value.start, value.stop, value.step))
+    return value is Ellipsis or isinstance(value, _PLAIN)
+
+
+def spells_addition(module: nn.Module) -> bool:
+    """Tell whether the module's own forward adds anywhere, on any way through it."""
+    return any(adds(function) for function in _functions(entry(module)))
+
+
+def describe(obstacles: list[str]) -> str:
+    """Join the obstacles into one phrase, each once."""
+    return "; ".join(dict.fromkeys(obstacles))

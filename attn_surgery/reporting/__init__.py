@@ -1,0 +1,24 @@
+"""reporting."""
+
+from attn_surgery.reporting.catalogue import catalogue, listing_table
+from attn_surgery.reporting.formats import FORMATS, render
+from attn_surgery.reporting.measuring import accelerator, checked_device, device_name
+from attn_surgery.reporting.plot import check_plot, plot
+from attn_surgery.reporting.report import report
+from attn_surgery.reporting.result import Report
+from attn_surgery.reporting.rows import Row
+
+__all__ = [
+    "FORMATS",
+    "Report",
+    "Row",
+    "accelerator",
+    "catalogue",
+    "check_plot",
+    "checked_device",
+    "device_name",
+    "listing_table",
+    "plot",
+    "render",
+    "report",
+]

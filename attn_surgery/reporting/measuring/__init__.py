@@ -1,0 +1,21 @@
+"""reporting.measuring."""
+
+from attn_surgery.reporting.measuring.conditions import (
+    Conditions,
+    accelerator,
+    checked_device,
+    checked_dtype,
+    device_name,
+)
+from attn_surgery.reporting.measuring.latency import measure
+from attn_surgery.reporting.measuring.statistics import Timing
+
+__all__ = [
+    "Conditions",
+    "Timing",
+    "accelerator",
+    "checked_device",
+    "checked_dtype",
+    "device_name",
+    "measure",
+]

@@ -1,0 +1,114 @@
+"""The report: rows of costs, and what has to be said about them."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from attn_surgery.reporting.rows import Row, Samples, SiteCost
+from attn_surgery.reporting.tables import NOISE, count_table, sites_table, time_table, variants
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows of one or more hosts, each host's own row before its variants.
+
+    Attributes:
+        rows: The rows.
+        input_sizes: Model name to the shape ``(C, *spatial)`` of one input, a list of shapes, or
+            the name of what made the input.
+        per_site: The breakdown by block, if asked for.
+        provenance: The conditions of the measurement; empty if nothing was measured.
+        samples: The raw times.
+        notes: What a reader of the counts has to know.
+        interrupted: Whether Ctrl-C ended the measurement early.
+    """
+
+    rows: tuple[Row, ...]
+    input_sizes: Mapping[str, Any] = field(default_factory=dict)
+    per_site: tuple[SiteCost, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    samples: tuple[Samples, ...] = ()
+    notes: tuple[str, ...] = ()
+    interrupted: bool = False
+
+    @classmethod
+    def merge(cls, reports: Iterable["Report"]) -> "Report":
+        """Return one report with the rows of all."""
+        reports = tuple(reports)
+        return cls(
+            tuple(row for part in reports for row in part.rows),
+            {name: size for part in reports for name, size in part.input_sizes.items()},
+            tuple(cost for part in reports for cost in part.per_site),
+            next((part.provenance for part in reports if part.provenance), {}),
+            tuple(sample for part in reports for sample in part.samples),
+            tuple(dict.fromkeys(note for part in reports for note in part.notes)),
+            any(part.interrupted for part in reports),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, dicts, strings and numbers, ready for ``json.dumps``."""
+        return {
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "input_sizes": dict(self.input_sizes),
+            "per_site": [dataclasses.asdict(cost) for cost in self.per_site],
+            "provenance": dict(self.provenance),
+            "samples": [dataclasses.asdict(each) for each in self.samples],
+            "notes": list(self.notes),
+            "interrupted": self.interrupted,
+        }
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, style: str = "simple") -> str:
+        """Return the tables in one of tabulate's styles, with all that has to be said about them.
+
+        Example:
+            >>> print(Report((Row("net", None, 0, 1_000_000, None),)).text("pipe"))
+            | model   |   params (M) |
+            |:--------|-------------:|
+            | net     |        1.000 |
+        """
+        return "\n\n".join([*self.tables(style), *filter(None, ["\n".join(self.remarks())])])
+
+    def tables(self, style: str) -> list[str]:
+        """Return the tables alone: what was counted, what was measured, and the sites."""
+        counted, timed = count_table(self.rows, style), time_table(self.rows, style)
+        sites = sites_table(self.per_site, style) if self.per_site else ""
+        return [table for table in (counted, timed, sites) if table]
+
+    def remarks(self) -> list[str]:
+        """Return what has to be said below the tables, a line each."""
+        errors = [f"{row.title}: {row.error}" for row in self.rows if row.error]
+        interrupted = ["interrupted: measured so far"] if self.interrupted else []
+        return [*self._counted(), *self.notes, *self._measured(), *interrupted, *errors]
+
+    def _counted(self) -> list[str]:
+        """Say what was counted: one line, or one for each model where the inputs differ."""
+        texts = {name: f"one input of {_input(size)}" for name, size in self.input_sizes.items()}
+        suffix = (
+            "in evaluation mode; 1 MAC = 1 multiply-add of a convolution or a matrix product = "
+            "2 FLOPs; elementwise, moved: all other operators; saved: kept for the backward pass"
+        )
+        if len(set(texts.values())) == 1:
+            return [f"counted: {text} {suffix}" for text in set(texts.values())]
+        return [f"counted for {name}: {text} {suffix}" for name, text in texts.items()]
+
+    def _measured(self) -> list[str]:
+        told = "; ".join(
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in self.provenance.items()
+            if value not in {None, False}
+        )
+        timed = variants(self.rows)
+        noisy = any(row.within_noise() or row.within_noise(train=True) for row in timed)
+        mark = f"{NOISE}: within noise, the 95 % interval of the paired ratio covers 1"
+        return [*([f"measured: {told}"] if told else []), *([mark] if noisy else [])]
+
+
+def _input(size: Any) -> str:
+    if isinstance(size, str):
+        return size
+    shapes = size if size and not isinstance(size[0], int) else [size]
+    return ",".join("x".join(map(str, shape)) for shape in shapes)

@@ -1,0 +1,120 @@
+"""What a report consists of: rows, their breakdown by site, raw times."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """The costs of one host, or of one host with one attention; None is "not measured".
+
+    Counts are those of one input. They mean what `attn_surgery.reporting.counting` says.
+
+    Attributes:
+        model: Name of the host.
+        attention: Name of the attention; None in the host's own row.
+        sites: Number of places that get the attention.
+        params: Number of parameters; a shared one counts once.
+        macs: Multiply-adds of one forward pass in evaluation mode.
+        elementwise_ops: Elementwise and reduction operations of that pass.
+        bytes_moved: Bytes that those operations read and write.
+        saved_bytes: Bytes of activations kept for the backward pass.
+        latency_ms: Median time of one forward pass of the batch.
+        latency_ratio: Median of the paired ratios to the host's time.
+        error: Why something in this row is missing; None if nothing went wrong.
+        latency_q1_ms: First quartile of the times.
+        latency_q3_ms: Third quartile of the times.
+        latency_ratio_low: Lower end of the ratio's 95 % interval.
+        latency_ratio_high: Upper end of the ratio's 95 % interval.
+        latency_added_ms: Median of the paired differences from the host's time.
+        throughput: Inputs per second: batch size / ``latency_ms``.
+        peak_bytes: Most device memory of a forward pass, weights included.
+        train_latency_ms: Median time of one training step of the batch.
+        train_latency_ratio: As ``latency_ratio``, for training steps; so are the next five.
+        train_latency_q1_ms: First quartile.
+        train_latency_q3_ms: Third quartile.
+        train_latency_ratio_low: Lower end of the interval.
+        train_latency_ratio_high: Upper end of the interval.
+        train_latency_added_ms: Median of the paired differences.
+        train_throughput: Inputs per second in training.
+        train_peak_bytes: Most device memory of a training step.
+    """
+
+    model: str
+    attention: str | None
+    sites: int
+    params: int | None
+    macs: int | None
+    elementwise_ops: int | None = None
+    bytes_moved: int | None = None
+    saved_bytes: int | None = None
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
+    error: str | None = None
+    latency_q1_ms: float | None = None
+    latency_q3_ms: float | None = None
+    latency_ratio_low: float | None = None
+    latency_ratio_high: float | None = None
+    latency_added_ms: float | None = None
+    throughput: float | None = None
+    peak_bytes: int | None = None
+    train_latency_ms: float | None = None
+    train_latency_ratio: float | None = None
+    train_latency_q1_ms: float | None = None
+    train_latency_q3_ms: float | None = None
+    train_latency_ratio_low: float | None = None
+    train_latency_ratio_high: float | None = None
+    train_latency_added_ms: float | None = None
+    train_throughput: float | None = None
+    train_peak_bytes: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The host's name, and the attention's."""
+        return f"{self.model} + {self.attention}" if self.attention else self.model
+
+    def within_noise(self, *, train: bool = False) -> bool:
+        """Whether the measurement cannot tell this row from its host.
+
+        Example:
+            >>> Row("net", "se", 1, 1, 1, latency_ratio_low=0.99, latency_ratio_high=1.02
+            ... ).within_noise()
+            True
+        """
+        low = self.train_latency_ratio_low if train else self.latency_ratio_low
+        high = self.train_latency_ratio_high if train else self.latency_ratio_high
+        return low is not None and high is not None and low <= 1 <= high
+
+
+@dataclass(frozen=True)
+class SiteCost:
+    """What one attention adds in one block: the variant's block minus the host's.
+
+    Attributes:
+        model: Name of the host.
+        attention: Name of the attention.
+        block: Path of the block; "" is the host itself, None is everything outside of the blocks.
+        after: What the attention receives; several where the block has several sites.
+        params: Parameters added.
+        macs: Multiply-adds added.
+        elementwise_ops: Elementwise and reduction operations added.
+        bytes_moved: Bytes moved added.
+    """
+
+    model: str
+    attention: str
+    block: str | None
+    after: tuple[str, ...]
+    params: int
+    macs: int
+    elementwise_ops: int
+    bytes_moved: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The raw times of one row; the n-th of host and variants are of the same round."""
+
+    model: str
+    attention: str | None
+    train: bool
+    ms: tuple[float, ...]

@@ -1,0 +1,68 @@
+"""rewriting."""
+
+from attn_surgery.rewriting.alteration import Surgery, as_host, set_class, surgery_of
+from attn_surgery.rewriting.expressions import expression_of
+from attn_surgery.rewriting.generated_forward import Original, Rewritten, original
+from attn_surgery.rewriting.graph_module import (
+    give_graph_back,
+    graph_attentions,
+    graph_with_attention,
+    is_graph_module,
+    set_graph,
+)
+from attn_surgery.rewriting.insertion import (
+    Insertion,
+    UnfaithfulError,
+    free_name,
+    insert_alike,
+    value_name,
+)
+from attn_surgery.rewriting.one_off_class import change_class, give_back, operated_class
+from attn_surgery.rewriting.replaced_modules import (
+    Former,
+    former_at,
+    former_in_slot,
+    former_of,
+    put_back,
+    slots,
+    stand_for,
+    succession,
+    take_out,
+)
+from attn_surgery.rewriting.wrapped_source import Expression, Wrapping, wrapped_methods
+
+__all__ = [
+    "Expression",
+    "Former",
+    "Insertion",
+    "Original",
+    "Rewritten",
+    "Surgery",
+    "UnfaithfulError",
+    "Wrapping",
+    "as_host",
+    "change_class",
+    "expression_of",
+    "former_at",
+    "former_in_slot",
+    "former_of",
+    "free_name",
+    "give_back",
+    "give_graph_back",
+    "graph_attentions",
+    "graph_with_attention",
+    "insert_alike",
+    "is_graph_module",
+    "operated_class",
+    "original",
+    "put_back",
+    "set_class",
+    "set_graph",
+    "slots",
+    "stand_for",
+    "succession",
+    "surgery_of",
+    "take_out",
+    "value_name",
+    "wrapped_methods",
+]

@@ -1,0 +1,69 @@
+"""A host that is a ``torch.fx.GraphModule`` already: its own graph takes the attention in.
+
+Copying, pickling, exporting and recompiling a ``GraphModule`` all start from its graph, so that is
+where the attention has to be.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeGuard
+
+from torch import fx, nn
+
+from attn_surgery.rewriting.insertion import PERMUTED, Insertion, insert_alike
+
+_MARK = "_is_in_graph"
+
+
+def is_graph_module(module: nn.Module) -> TypeGuard[fx.GraphModule]:
+    """Tell whether the module's forward is generated from a graph that it holds."""
+    return isinstance(module, fx.GraphModule) and "forward" not in vars(module)
+
+
+def graph_attentions(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the attention children that the graph of ``module`` took in."""
+    # the mark is on the attention: copies and pickles of a GraphModule drop marks on itself
+    children = module._modules.items()
+    return tuple(name for name, child in children if child is not None and _MARK in vars(child))
+
+
+def graph_with_attention(module: fx.GraphModule, insertions: list[Insertion]) -> fx.Graph:
+    """Return a copy of the module's graph with the insertions in it."""
+    graph = copy.deepcopy(module.graph)
+    for insertion in insertions:
+        insert_alike([graph], insertion)
+    return graph
+
+
+def set_graph(module: fx.GraphModule, graph: fx.Graph, attentions: list[str]) -> None:
+    """Give ``module`` another graph and mark which of its children are attentions."""
+    for name in attentions:
+        vars(module.get_submodule(name))[_MARK] = True
+    module.graph = graph
+
+
+def give_graph_back(module: fx.GraphModule) -> None:
+    """Take the attention out of the module's graph and out of its children."""
+    attentions, graph = graph_attentions(module), copy.deepcopy(module.graph)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target in attentions:
+            _bypass(node)
+    module.graph = graph
+    for name in attentions:
+        del module._modules[name]
+
+
+def _bypass(attention: fx.Node) -> None:
+    """Erase an attention and the permutations that were put around it."""
+    (value,) = attention.all_input_nodes
+    result = attention
+    if value.meta.get(PERMUTED):
+        (result,) = attention.users
+        (value,) = value.all_input_nodes
+    result.replace_all_uses_with(value)
+    node = result
+    while node is not value:
+        (before,) = node.all_input_nodes
+        node.graph.erase_node(node)
+        node = before

@@ -1,0 +1,345 @@
+"""One module that runs attention within its own ``forward``, and can be itself again.
+
+The module stays the object it was: it gets a one-off subclass of its class, whose ``forward`` is
+rewritten (*rewrite*) or passes the host's output through the attention (*attach*). The attention is
+a child. What is needed to do it again, after a copy or when an attribute that the trace had read
+is set, is kept on the subclass.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import types
+from dataclasses import replace
+from typing import Any
+from weakref import WeakValueDictionary
+
+from torch import nn
+
+from attn_surgery.errors import SurgeryError
+from attn_surgery.host import Attributes, entry_name, parameters_of, renamed, watched_attributes
+from attn_surgery.rewriting.alteration import (
+    HOST_FORWARD,
+    Surgery,
+    as_host,
+    in_former_class,
+    set_class,
+    twin,
+)
+from attn_surgery.rewriting.generated_forward import original, passing_on
+from attn_surgery.rewriting.hooks import listening
+from attn_surgery.rewriting.insertion import UnfaithfulError
+from attn_surgery.rewriting.replaced_modules import former_of, in_order, put_back
+from attn_surgery.rewriting.wrapped_source import wrapped_methods
+
+INNER_FORWARD = "_forward_before_attention"
+
+_SETTERS = (
+    "__setattr__",
+    "__delattr__",
+    "add_module",
+    "register_module",
+    "register_parameter",
+    "register_buffer",
+)
+
+
+def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) -> type[nn.Module]:
+    """Make the one-off subclass that runs ``done``; the module itself is not touched.
+
+    Args:
+        module: Whose class it will be.
+        done: What the class does.
+        methods: The forward with the insertions of ``done``, where it has any.
+    """
+    base, patched = done.base, _is_patched(module, done.base)
+    declared = tuple(map(str, _host_parameters(module))) if patched else ()
+    key = (base, done, patched, declared, _identity(methods))
+    known = _classes.get(key)
+    if known is None:
+        known = _classes[key] = _subclass(base, _body(module, done, methods, patched))
+    return known
+
+
+_classes: WeakValueDictionary[object, type[nn.Module]] = WeakValueDictionary()
+"""Blocks and copies that were operated on alike share their class."""
+
+
+def _identity(methods: dict[str, Any]) -> object:
+    """Return what tells generated methods apart: their text, and the objects that they name."""
+    return tuple(
+        (name, method.__code__.co_filename, *_named_objects(method))
+        for name, method in methods.items()
+    )
+
+
+def _named_objects(method: Any) -> list[tuple[str, int]]:
+    known = method.__globals__
+    return [(name, id(known[name])) for name in method.__code__.co_names if name in known]
+
+
+def _body(
+    module: nn.Module, done: Surgery, methods: dict[str, Any], patched: bool
+) -> dict[str, Any]:
+    base = done.base
+    body: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_surgery": done,
+        "__reduce_ex__": _reduce_ex,
+        "__setstate__": _setstate,
+        **{name: _renewing(name) for name in _SETTERS},
+        **{name: _as_host_does(name) for name in _container_methods(base)},
+    }
+    if hasattr(base, "__deepcopy__"):
+        body["__deepcopy__"] = _deepcopy
+    body |= methods
+    if done.is_around:
+        inner = HOST_FORWARD if patched and not methods else INNER_FORWARD
+        own = entry_name(base)
+        if inner == INNER_FORWARD:
+            body[inner] = renamed(body.get(own, getattr(base, own)), inner)
+        body[own] = passing_on(_host_parameters(module), inner, done.attached_before, done.attached)
+    return body
+
+
+def _host_parameters(module: nn.Module) -> list[inspect.Parameter]:
+    with as_host(module):
+        return parameters_of(module)
+
+
+def _is_patched(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Tell whether the forward that calls run is one that was set on the instance."""
+    own = vars(module)
+    return entry_name(base) == "forward" and ("forward" in own or HOST_FORWARD in own)
+
+
+def _subclass(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
+    return types.new_class(base.__name__, (base,), exec_body=lambda scope: scope.update(body))
+
+
+def renew(module: nn.Module, done: Surgery) -> None:
+    """Give ``module`` the one-off class for ``done``, its forward traced anew.
+
+    Raises:
+        SurgeryError: The forward can no longer be rewritten, nor its children listened to.
+    """
+    methods: dict[str, Any] = {}
+    if done.insertions or done.wrappings:
+        with as_host(module):
+            methods, watches_children = _methods_now(module, done)
+            watched = watched_attributes(module) if done.insertions else frozenset(methods)
+        done = replace(done, watched=watched, watches_children=watches_children)
+    change_class(module, operated_class(module, done, methods))
+
+
+def _methods_now(module: nn.Module, done: Surgery) -> tuple[dict[str, Any], bool]:
+    """Rewrite the forward as it is now, or, where that is not faithful, listen to the children.
+
+    Returns:
+        The methods, and whether they go by what children there are.
+    """
+    try:
+        if done.wrappings:
+            return wrapped_methods(module, done.wrappings), False
+        forward = original(module).with_attention(done.insertions)
+    except UnfaithfulError as error:
+        follow_children = not done.wrappings and all(
+            each.after.kind == "child" and not each.into for each in done.insertions
+        )
+        if follow_children and not done.watches_children:
+            return _listening(module, done), False
+        raise SurgeryError(
+            f"the forward of this {done.base.__name__} cannot be rewritten as it is now: {error}; "
+            "call attn_surgery.remove first, change it, then apply again"
+        ) from None
+    return forward.methods, forward.watches_children
+
+
+def _listening(module: nn.Module, done: Surgery) -> dict[str, Any]:
+    own = entry_name(done.base)
+    body: dict[str, Any] = {own: listening(done.insertions, HOST_FORWARD)}
+    if not _is_patched(module, done.base):
+        body[HOST_FORWARD] = getattr(done.base, own)
+    return body
+
+
+def change_class(module: nn.Module, operated: type[nn.Module]) -> None:
+    """Give ``module`` its one-off class; a forward patched on the instance steps aside."""
+    set_class(module, operated)
+    if _is_patched(module, operated) and "forward" in vars(module):
+        vars(module)[HOST_FORWARD] = vars(module).pop("forward")
+
+
+def give_back(module: nn.Module) -> None:
+    """Make an operated module what it was, without its attention."""
+    done = _done(module)
+    for name in reversed(done.attentions):
+        attention = module._modules.pop(name)
+        former = None if attention is None else former_of(attention)
+        if attention is not None and former is not None and not former.is_slot:
+            put_back(module, former, attention)
+    set_class(module, _without_surgery(type(module)))
+    if HOST_FORWARD in vars(module):
+        vars(module)["forward"] = vars(module).pop(HOST_FORWARD)
+
+
+def _without_surgery(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the host's class, and on it again what others derived from the one-off class since."""
+    if "_surgery" in vars(cls):
+        return vars(cls)["_surgery"].base
+    body = {name: value for name, value in vars(cls).items() if name not in _CLASS_STATE}
+    base = _without_surgery(cls.__bases__[0])
+    return types.new_class(
+        cls.__name__, (base, *cls.__bases__[1:]), exec_body=lambda scope: scope.update(body)
+    )
+
+
+_CLASS_STATE = ("__dict__", "__weakref__")
+
+
+# Methods of every one-off class.
+
+
+def _host_view(module: nn.Module) -> Any:
+    """Return ``super()`` as the one-off class of ``module`` would, however it was subclassed."""
+    operated = next(cls for cls in type(module).__mro__ if "_surgery" in vars(cls))
+    return super(operated, module)
+
+
+def _renewing(setter: str) -> Any:
+    """Make the setter of the host trace the forward anew where that had read the attribute."""
+
+    def set_and_renew(self: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
+        done, is_read = _done(self), name in _done(self).watched
+        is_listed = done.watches_children and name != "__dict__"
+        before = Attributes(self) if is_read or is_listed else None
+        children = list(self._modules.items()) if is_listed else []
+        getattr(_host_view(self), setter)(name, *args, **kwargs)
+        if before is None or not (is_read or children != list(self._modules.items())):
+            return
+        try:
+            renew(self, done)
+        except BaseException:
+            before.restore()
+            raise
+
+    set_and_renew.__name__ = setter
+    return set_and_renew
+
+
+def _container_methods(base: type[nn.Module]) -> list[str]:
+    """Return the methods by which a container's children are listed and changed."""
+    return [name for name in _CONTAINER_METHODS if hasattr(base, name)]
+
+
+_CONTAINER_METHODS = sorted(
+    {name for cls in (nn.Sequential, nn.ModuleList, nn.ModuleDict) for name in vars(cls)}
+    - set(dir(nn.Module))
+)
+
+
+def _as_host_does(name: str) -> Any:
+    """Make a method of the host's work on its own children, as if there were no attention."""
+
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        done = _done(self)
+        former = twin(self, done)
+        result = getattr(former, name)(*args, **kwargs)
+        if not _is_like(self, former, done):
+            _adopt(self, done, former)
+        return self if result is former else result
+
+    method.__name__ = name
+    return method
+
+
+def _own_children(module: nn.Module, done: Surgery) -> dict[str, nn.Module | None]:
+    return {name: child for name, child in module._modules.items() if name not in done.attentions}
+
+
+def _is_like(module: nn.Module, former: nn.Module, done: Surgery) -> bool:
+    if list(_own_children(module, done).items()) != list(former._modules.items()):
+        return False
+    kept = vars(module)
+    return all(kept.get(n) is each for n, each in vars(former).items() if n not in _ITS_OWN)
+
+
+_ITS_OWN = ("_modules", "forward")
+
+
+def _adopt(module: nn.Module, done: Surgery, former: nn.Module) -> None:
+    """Let the module have what its former self has become."""
+    before, children = Attributes(module), _own_children(module, done)
+    held = {name: module._modules[name] for name in done.attentions}
+    vars(module).update({n: each for n, each in vars(former).items() if n not in _ITS_OWN})
+    in_order(module._modules, [], {**former._modules, **held})
+    try:
+        renew(module, _moved(done, children, former._modules))
+    except BaseException:
+        before.restore()
+        raise
+
+
+def _moved(
+    done: Surgery, before: dict[str, nn.Module | None], now: dict[str, nn.Module | None]
+) -> Surgery:
+    """Return the surgery with its steps at the names that the children have got."""
+    names = {id(child): name for name, child in now.items() if child is not None}
+    renamed_to = {name: names.get(id(child), name) for name, child in before.items()}
+    insertions = tuple(each.renamed(renamed_to) for each in done.insertions)
+    return replace(done, insertions=insertions)
+
+
+def _setstate(self: nn.Module, state: Any) -> None:
+    _host_view(self).__setstate__(state)
+    renew(self, _done(self))
+
+
+def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
+    done = _done(self)
+    if not _is_copied_by_its_state(done.base):
+        return (_again, (twin(self, done), done, _attentions(self, done)))
+    with in_former_class(self, done):
+        reduced: Any = object.__reduce_ex__(self, protocol)
+    return (_blank, (done,), *reduced[2:])
+
+
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    done = _done(self)
+    copied = copy.deepcopy(twin(self, done), memo)
+    memo[id(self)] = copied
+    return _again(copied, done, copy.deepcopy(_attentions(self, done), memo))
+
+
+def _done(module: nn.Module) -> Surgery:
+    return type(module)._surgery  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_copied_by_its_state(base: type) -> bool:
+    return (
+        base.__reduce_ex__ is object.__reduce_ex__
+        and base.__reduce__ is object.__reduce__
+        and not hasattr(base, "__deepcopy__")
+    )
+
+
+def _blank(done: Surgery) -> nn.Module:
+    """Make an operated module whose state is to come."""
+    body = {"_surgery": done, "__setstate__": _setstate}
+    return object.__new__(_subclass(done.base, body))
+
+
+def _attentions(module: nn.Module, done: Surgery) -> dict[str, nn.Module]:
+    return {name: module.get_submodule(name) for name in done.attentions}
+
+
+def _again(module: nn.Module, done: Surgery, attentions: dict[str, nn.Module]) -> nn.Module:
+    """Operate on a copy of the former self, which may have left its attention behind."""
+    for name, attention in attentions.items():
+        if name not in module._modules:
+            module.add_module(name, attention)
+    renew(module, replace(done, base=type(module)))
+    return module

@@ -1,0 +1,83 @@
+"""Calls of modules and reads of their attributes, handed to the tracer at work in this thread.
+
+``torch.fx`` writes on ``torch.nn.Module`` itself when a trace begins and when it ends. Python then
+goes through every class that derives from it, of which timm and torchvision make thousands, so that
+this takes longer than tracing a block. Here it is written on once for all traces of a plan.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+from torch.fx import _symbolic_trace
+
+from attn_surgery.host import put_back_afterwards
+
+
+class _AtWork(threading.local):
+    tracer: fx.Tracer | None = None
+
+
+_at_work = _AtWork()
+_lock = threading.RLock()
+
+
+@contextmanager
+def modules_intercepted() -> Iterator[None]:
+    """Let tracers know of modules' calls; within another of its kind it does nothing more."""
+    with _lock:
+        if hasattr(nn.Module.__call__, _PATCHED):
+            yield
+            return
+        call, read = nn.Module.__call__, nn.Module.__getattr__
+
+        def put_back() -> None:
+            nn.Module.__call__, nn.Module.__getattr__ = call, read
+
+        with put_back_afterwards(put_back):
+            nn.Module.__call__, nn.Module.__getattr__ = _called(call), _read(read)
+            yield
+
+
+@contextmanager
+def at_work(tracer: fx.Tracer) -> Iterator[None]:
+    """Let the tracer be the one that is told."""
+    before, _at_work.tracer = _at_work.tracer, tracer
+    try:
+        yield
+    finally:
+        _at_work.tracer = before
+
+
+_PATCHED = "__fx_already_patched"
+"""By this fx knows that it has nothing to write: it would otherwise, all the same."""
+
+
+def _called(original: Any) -> Any:
+    @functools.wraps(original)
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        tracer = _at_work.tracer
+        if tracer is None:
+            return original(module, *args, **kwargs)
+        names = getattr(getattr(module, "forward", module), "__globals__", {})
+        patcher: Any = _symbolic_trace.CURRENT_PATCHER
+        _symbolic_trace._autowrap_check(patcher, names, tracer._autowrap_function_ids)
+        return tracer.call_module(module, functools.partial(original, module), args, kwargs)
+
+    setattr(call, _PATCHED, True)
+    return call
+
+
+def _read(original: Any) -> Any:
+    @functools.wraps(original)
+    def read(module: nn.Module, name: str) -> Any:
+        value, tracer = original(module, name), _at_work.tracer
+        return value if tracer is None else tracer.getattr(name, value, {})
+
+    setattr(read, _PATCHED, True)
+    return read

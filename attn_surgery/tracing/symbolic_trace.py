@@ -1,0 +1,167 @@
+"""Symbolic traces of one module's own ``forward``, its children kept whole or followed inside.
+
+A trace is a ``torch.fx`` graph whose nodes know in which call they were made. Tracing leaves the
+host as it was: modes, attributes and random states are put back.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from attn_surgery.errors import EXHAUSTED
+from attn_surgery.host import Attributes, entry, entry_name, in_mode, signature
+from attn_surgery.tracing.einops_calls import recorded_patterns
+from attn_surgery.tracing.proxies import Watched, taken_for_tensors
+from attn_surgery.tracing.returned_values import returns_noted
+from attn_surgery.tracing.tensor_factories import recorded_factories
+from attn_surgery.tracing.trace_graph import Trace
+from attn_surgery.tracing.tracer import Tracer, known_type, one_line
+from attn_surgery.tracing.unusual_convolutions import unusual_convolutions
+
+MAX_PATHS = 8
+"""How many ways through the branches of one ``forward`` are explored."""
+
+
+def trace(
+    module: nn.Module,
+    *,
+    training: bool = False,
+    inline: bool = False,
+    passed: frozenset[str] | None = None,
+    every_path: bool = False,
+    places: bool = False,
+) -> tuple[list[Trace], str]:
+    """Trace ``module.forward``, trying at most ``MAX_PATHS`` ways through its branches.
+
+    Args:
+        module: Whose own forward is followed.
+        training: What ``self.training`` is during the trace, in every module.
+        inline: Whether children are followed down to torch's own modules, or kept whole.
+        passed: The arguments that are traced values, the others taking their defaults; None for
+            all.
+        every_path: Whether to go on after the first way that could be followed to its end.
+        places: Whether the nodes know where in the code they are made, as they do of children that
+            are kept whole.
+
+    Returns:
+        The traces, those that could follow most first, and why the first way that could not be
+        followed to its end failed ("" where none did).
+    """
+    traces: list[Trace] = []
+    failure = ""
+    pending: list[tuple[bool, ...]] = [()]
+    for _ in range(MAX_PATHS):
+        if not pending or (traces and not every_path):
+            break
+        answers = pending.pop(0)
+        tracer = Tracer(module, inline, passed, answers, places=places)
+        try:
+            result, given = _run(tracer, training), tracer.answers
+        finally:
+            vars(tracer).clear()  # it stands in cycles of fx's, and the module would with it
+        if isinstance(result, Trace):
+            traces.append(result)
+        else:
+            failure = failure or result
+        flips = range(len(answers), len(given))
+        pending += [(*given[:i], not given[i]) for i in flips]
+    return sorted(traces, key=lambda found: len(found.opaque)), failure
+
+
+def _run(tracer: Tracer, training: bool) -> Trace | str:
+    root, tracer.outermost = tracer.root_call.module, _run.__code__
+    with _prepared(tracer, training):
+        # those that are never called have methods that write, too
+        own = [each for each in root.modules() if each is root or not _is_torchs(each)]
+        tracer.before = {each: Attributes(each) for each in own}
+        try:
+            with returns_noted() if tracer.places and tracer.inline else nullcontext():
+                graph = tracer.trace(root)
+        except EXHAUSTED:
+            raise
+        except Exception as error:
+            graph = one_line(error)
+        finally:
+            wrote = [before.restore() for before in tracer.before.values()]
+    if isinstance(graph, str):
+        return graph
+    output = graph.output_node()
+    output.type = known_type(signature(entry(root)).return_annotation)
+    tracer.root_call.node = output.args[0] if isinstance(output.args[0], fx.Node) else None
+    return Trace(
+        root=tracer.root_call,
+        graph=graph,
+        calls=[*tracer.calls, tracer.root_call],
+        opaque=tracer.opaque,
+        branched=tracer.branched,
+        wrote=any(wrote),
+        constants=tracer.constants,
+        reentered=tracer.reentered,
+        lists_children=tracer.lists_children,
+    )
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.")
+
+
+@contextmanager
+def _prepared(tracer: Tracer, training: bool) -> Iterator[None]:
+    root = tracer.root_call.module
+    modules = list(root.modules())
+    if tracer.inline:
+        tracer.unusual = unusual_convolutions(modules)
+    with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer, modules):
+        warnings.simplefilter("ignore")
+        with recorded_factories(tracer), recorded_patterns(tracer), taken_for_tensors(modules):
+            yield
+
+
+@contextmanager
+def _watching(tracer: Tracer, modules: list[nn.Module]) -> Iterator[None]:
+    """Let the tracer see every ``child.forward(...)`` below its root, and calls past torch's."""
+    children = [child for child in modules[1:] if not isinstance(child, torch.jit.ScriptModule)]
+    patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
+    callers = {_caller(type(child)) for child in (tracer.root_call.module, *children)} - {None}
+    calls = {cls: vars(cls)["__call__"] for cls in callers if cls is not None}
+    try:
+        for child in children:
+            vars(child)["forward"] = Watched(tracer, child)
+        for cls, call in calls.items():
+            cls.__call__ = _told(tracer, call)
+        yield
+    finally:
+        for cls, call in calls.items():
+            cls.__call__ = call
+        for child in children:
+            if child in patched:
+                vars(child)["forward"] = patched[child]
+            else:
+                vars(child).pop("forward", None)
+
+
+def _caller(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """Return the class that defines a ``__call__`` of its own for ``cls``, if any does."""
+    if entry_name(cls) == "forward":
+        return None
+    return next(each for each in cls.__mro__ if "__call__" in vars(each))
+
+
+def _told(tracer: Tracer, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the tracer know of each call of a module through a ``__call__`` of its own."""
+
+    @functools.wraps(call)
+    def told(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        own = functools.partial(call, module)
+        if tracer.stack[-1].module is module:
+            return own(*args, **kwargs)
+        return tracer.call_module(module, own, args, kwargs)
+
+    return told

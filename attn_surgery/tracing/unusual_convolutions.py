@@ -1,0 +1,58 @@
+"""Convolutions whose forward somebody else wrote: which of them still map as a convolution does.
+
+Most only prepare their weight or their padding, and are steps like any other convolution. Others
+run it over something else than a map, ``(T, N, C, *spatial)`` for one, and have to be followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from attn_surgery.errors import EXHAUSTED
+from attn_surgery.host import marks, meta_copy
+
+_known: WeakKeyDictionary[type[nn.Module], dict[object, bool]] = WeakKeyDictionary()
+"""Whether a convolution of this class, with these attributes, maps as a convolution does."""
+
+_USUAL = frozenset(vars(nn.Conv1d(1, 1, 1)))
+"""The attributes of every convolution, which do not change what it does to dims and channels."""
+
+
+def unusual_convolutions(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Return the convolutions that do not map ``(N, C, *spatial)`` to ``(N, C', *spatial)``."""
+    written = (each for each in modules if isinstance(each, _ConvNd) and _is_written_anew(each))
+    return {each for each in written if not _is_usual(each)}
+
+
+def _is_written_anew(conv: _ConvNd) -> bool:
+    home = getattr(type(conv).forward, "__module__", None) or ""
+    return not home.startswith(("torch.nn.", "torch.ao.", "attn_surgery"))
+
+
+def _is_usual(conv: _ConvNd) -> bool:
+    known = _known.setdefault(type(conv), {})
+    alike = marks(conv, _USUAL)
+    if alike not in known:
+        known[alike] = _maps_as_a_convolution(conv)
+    return known[alike]
+
+
+def _maps_as_a_convolution(conv: _ConvNd) -> bool:
+    """Try a copy of it, on the meta device."""
+    copied = meta_copy(conv)
+    needed = [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    given = torch.empty(2, conv.in_channels, *(2 * size + 2 for size in needed), device="meta")
+    try:
+        with torch.no_grad():
+            result = copied.forward(given.to(copied.weight.dtype))
+    except EXHAUSTED:
+        raise
+    except Exception:
+        return False
+    is_map = isinstance(result, torch.Tensor) and result.dim() == given.dim()
+    return is_map and result.shape[:2] == (2, conv.out_channels)
