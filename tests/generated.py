@@ -2059,9 +2059,13 @@ def _parts(draw: st.DrawFn, dims: int, channels: int, may_stride: bool, host: st
         return draw(blocks(shape, traceable=traceable, doubtful=True))
     if kind == "nest":
         kinds = [name for name in NESTS if not traceable or name not in ("undecided", "ungrouped")]
+        # a block that writes on its input changes what the shortcut around it brings, too
+        block = blocks(same, traceable=traceable).filter(
+            lambda each: each.addition not in ("s += f", "s.add_ statement")
+        )
         inner = st.one_of(
-            blocks(same, traceable=traceable),
-            blocks(same, traceable=traceable),
+            block,
+            block,
             st.builds(UnitSpec, st.just(same), st.sampled_from([*PLAIN, *UNITS])),
         )
         parts = draw(st.lists(inner, min_size=1, max_size=2))

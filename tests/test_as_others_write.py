@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import attn_surgery
 from attn_surgery import SurgeryError
@@ -527,6 +527,37 @@ def test_a_divisive_norm_belongs_to_the_branch(root: Callable[[Tensor], Tensor])
         assert [(site.after, site.method, site.existing) for site in plan.sites] == [
             ("norm", "rewrite", None)
         ], plan
+
+
+class NormedAndScaled(Normed):
+    """Behind the norm, a layer scale, as it is or viewed."""
+
+    def __init__(self, c: int, norm: nn.Module, view: Callable[[Tensor], Tensor]):
+        super().__init__(c, norm)
+        self.scale, self.view = nn.Parameter(torch.ones(c, 1, 1)), view
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.c2(F.leaky_relu(self.c1(x)))) * self.view(self.scale) + x
+
+
+VIEWS: list[Callable[[Tensor], Tensor]] = [
+    lambda scale: scale,
+    lambda scale: scale.view(1, -1, 1, 1),
+    lambda scale: scale.exp()[None],
+]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_layer_scale_behind_a_divisive_norm_in_a_flat_graph(
+    view: Callable[[Tensor], Tensor],
+) -> None:
+    """There the norm is no call either: its weights are told from the scale by who holds them."""
+    host = NormedAndScaled(8, Divisive(8, torch.rsqrt), view)
+    flat = fx.GraphModule(host, fx.Tracer().trace(host))
+    (after,) = [site.after for site in attn_surgery.plan(flat, "se").sites]
+    last = [node for node in flat.graph.nodes if node.op == "call_function"][-1]
+    scaled = last.all_input_nodes[0]
+    assert after == scaled.all_input_nodes[0].name
 
 
 def test_a_gate_by_a_root_of_a_sigmoid_is_one():

@@ -190,8 +190,18 @@ def _normalises(flow: Flow, product: fx.Node) -> bool:
                 pending += node.all_input_nodes
     # in a flat graph, where a norm is no call, its weight is held where its other tensors are
     theirs = {_holder(each) for each in seen.difference(weights) if each.op == "get_attr"}
-    own = {_holder(each) for each in weights if each.op == "get_attr"}
+    own = {_holder(each) for each in _attributes_behind(weights)}
     return divides and not (own and theirs and own.isdisjoint(theirs))
+
+
+def _attributes_behind(weights: list[fx.Node]) -> list[fx.Node]:
+    """Return the reads of attributes that the weights, viewed or computed perhaps, come from."""
+    pending, found = list(weights), []
+    while pending:
+        node = pending.pop()
+        pending += node.all_input_nodes
+        found += [node] if node.op == "get_attr" else []
+    return found
 
 
 def _holder(node: fx.Node) -> str:
