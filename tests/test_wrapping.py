@@ -350,6 +350,21 @@ class Loop(Block):
         return x
 
 
+def noisy(x: Tensor) -> Tensor:
+    return x + torch.rand((x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+class MultipliesMoreInTraining(Block):
+    """What is multiplied first in training is a tuple of sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            f = self.b(torch.relu(self.a(x)))
+            if self.training:
+                f = noisy(f)
+            return f + 0.7 * x
+
+
 def of_text() -> type[nn.Module]:
     """Return a class whose source nobody can read."""
     scope: dict[str, Any] = {"torch": torch, "Block": Block}
@@ -371,6 +386,13 @@ def test_what_cannot_be_wrapped_says_why(kind: Any, reason: str):
     assert not plan.sites
     with pytest.raises(SurgeryError, match=reason):
         attn_surgery.apply(model(kind()))
+
+
+def test_a_step_that_is_another_one_in_training_is_not_wrapped():
+    host = model(MultipliesMoreInTraining)
+    (site,) = attn_surgery.plan(host, position="identity").skipped
+    assert "nor wrapped ('mul' is something else on another way)" in site.reason
+    assert len(attn_surgery.plan(host).sites) == 1
 
 
 def test_a_source_that_is_not_what_runs(tmp_path: Any, monkeypatch: Any):

@@ -2,7 +2,7 @@
 
 from attn_surgery.dataflow.flow import Flow
 from attn_surgery.dataflow.node_kinds import Kind, argument, function_name, is_item_set
-from attn_surgery.dataflow.shapes import LAST, MAPS, UNKNOWN, Form
+from attn_surgery.dataflow.shapes import LAST, MAPS, UNKNOWN, Shape
 from attn_surgery.dataflow.view_shapes import slices_channels
 
 __all__ = [
@@ -10,8 +10,8 @@ __all__ = [
     "MAPS",
     "UNKNOWN",
     "Flow",
-    "Form",
     "Kind",
+    "Shape",
     "argument",
     "function_name",
     "is_item_set",

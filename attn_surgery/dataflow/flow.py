@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from attn_surgery.dataflow.node_kinds import Kind, Operation, is_in_place, is_item_set, operation
-from attn_surgery.dataflow.shape_inference import form_of, form_without_value
-from attn_surgery.dataflow.shapes import MAPS, UNKNOWN, Form, norm_dims
+from attn_surgery.dataflow.shape_inference import shape_of, shape_without_value
+from attn_surgery.dataflow.shapes import MAPS, UNKNOWN, Shape, norm_dims
 from attn_surgery.tracing import Call, Trace, index, owner
 
 
@@ -189,38 +189,38 @@ class Flow:
         return users
 
     @cached_property
-    def forms(self) -> dict[fx.Node, Form]:
+    def shapes(self) -> dict[fx.Node, Shape]:
         """What is known of each value from what made it."""
-        forms: dict[fx.Node, Form] = {}
+        shapes: dict[fx.Node, Shape] = {}
 
-        def known(argument: Any) -> Form:
-            return forms.get(argument, UNKNOWN) if isinstance(argument, fx.Node) else UNKNOWN
+        def known(argument: Any) -> Shape:
+            return shapes.get(argument, UNKNOWN) if isinstance(argument, fx.Node) else UNKNOWN
 
         for node in self.nodes:
             inputs = self.inputs.get(node)
             if inputs is None:
-                form = form_without_value(node, known)
+                shape = shape_without_value(node, known)
             else:
-                form = form_of(self.trace, node, self.operations[node], inputs, known)
+                shape = shape_of(self.trace, node, self.operations[node], inputs, known)
             if node in self.written_in_parts or is_item_set(node):
                 whole = known(self.base(node.args[0]))
-                form = whole if form == whole or not node.users else UNKNOWN
-            forms[node] = form
-        return forms
+                shape = whole if shape == whole or not node.users else UNKNOWN
+            shapes[node] = shape
+        return shapes
 
-    def form(self, node: fx.Node) -> Form:
+    def shape(self, node: fx.Node) -> Shape:
         """Return what is known of the value from what made it, else from what takes it."""
-        known = self.forms[node]
+        known = self.shapes[node]
         if known.is_known or known.stacked is not None:
             return known
         for user in self.value_users[node]:
             conv = self.operations[user].convolution
             if conv is not None and self.inputs[user][0] is node:
                 is_spread = known.is_spread
-                return Form(MAPS, conv.in_channels, len(conv.kernel_size), is_spread)
+                return Shape(MAPS, conv.in_channels, len(conv.kernel_size), is_spread)
             module = self.trace.called_module(user)
             if isinstance(module, _NormBase) and not known.layout:
-                known = Form(MAPS, module.num_features, norm_dims(module))
+                known = Shape(MAPS, module.num_features, norm_dims(module))
         return known
 
 

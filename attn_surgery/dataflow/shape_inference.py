@@ -1,6 +1,6 @@
-"""Which shapes flow where: the form of each value of a trace, from what makes it.
+"""Which shapes flow where: the shape of each value of a trace, from what makes it.
 
-Only what follows for certain is said; what an unknown step makes has no form.
+Only what follows for certain is said; what an unknown step makes has no shape.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from attn_surgery.dataflow.shapes import (
     LAST,
     MAPS,
     UNKNOWN,
-    Form,
     Known,
+    Shape,
     Step,
     broadcast,
     norm_dims,
@@ -30,9 +30,9 @@ from attn_surgery.dataflow.view_shapes import sliced, split, viewed
 from attn_surgery.tracing import Trace, owner, pattern_of
 
 
-def form_of(
+def shape_of(
     trace: Trace, node: fx.Node, found: Operation, inputs: Sequence[fx.Node], known: Known
-) -> Form:
+) -> Shape:
     """Return what is known of the value of ``node``.
 
     Args:
@@ -45,7 +45,7 @@ def form_of(
     if found.convolution is not None:
         conv = found.convolution
         given = known(inputs[0]) if inputs else UNKNOWN
-        return Form(MAPS, conv.out_channels, len(conv.kernel_size), given.is_spread)
+        return Shape(MAPS, conv.out_channels, len(conv.kernel_size), given.is_spread)
     pattern = pattern_of(node, trace.called_module(node))
     if pattern is not None:
         return arranged(pattern, known(inputs[0])) if inputs else UNKNOWN
@@ -55,90 +55,90 @@ def form_of(
     return broadcast(known(each) for each in inputs) if found.kind in _ELEMENTWISE else UNKNOWN
 
 
-def form_without_value(node: fx.Node, known: Known) -> Form:
-    """Return the form of a tensor that takes after another one, and carries none of its numbers."""
+def shape_without_value(node: fx.Node, known: Known) -> Shape:
+    """Return the shape of a tensor that takes after another one, none of its numbers."""
     if node.op.startswith("call_") and function_name(node).endswith("_like") and node.args:
         return known(node.args[0])
     return UNKNOWN
 
 
-def _elementwise(step: Step) -> Form:
-    form = broadcast(step.known(each) for each in step.inputs)
+def _elementwise(step: Step) -> Shape:
+    shape = broadcast(step.known(each) for each in step.inputs)
     operands = (each for each in step.node.all_input_nodes if each.op == "get_attr")
     constants = (step.trace.attribute(each) for each in operands)
-    if form.channels == 1 and any(isinstance(c, Tensor) and c.numel() > 1 for c in constants):
-        return replace(form, channels=None)  # it may be broadcast to more
-    return form
+    if shape.channels == 1 and any(isinstance(c, Tensor) and c.numel() > 1 for c in constants):
+        return replace(shape, channels=None)  # it may be broadcast to more
+    return shape
 
 
-def _activated(step: Step) -> Form:
-    form = _elementwise(step)
+def _activated(step: Step) -> Shape:
+    shape = _elementwise(step)
     if step.name != "glu":
-        return form
-    halved = form.is_channel_dim(-1 if (dim := step.asked(1, "dim")) is None else dim)
+        return shape
+    halved = shape.is_channel_dim(-1 if (dim := step.asked(1, "dim")) is None else dim)
     if halved is None:
-        return replace(form, channels=None)
-    return replace(form, channels=form.channels and form.channels // 2) if halved else form
+        return replace(shape, channels=None)
+    return replace(shape, channels=shape.channels and shape.channels // 2) if halved else shape
 
 
-def _normed(step: Step) -> Form:
-    module, form = step.module, broadcast(step.known(each) for each in step.inputs)
+def _normed(step: Step) -> Shape:
+    module, shape = step.module, broadcast(step.known(each) for each in step.inputs)
     if module is None and function_name(step.node) == "batch_norm":
         mean = argument(step.node, 1, "running_mean")
         if isinstance(mean, fx.Node) and mean.op == "get_attr":
             channels = len(step.trace.attribute(mean))
-            dims = form.spatial_dims or norm_dims(owner(step.node).module)
-            return replace(form, layout=MAPS, channels=channels, spatial_dims=dims, stacked=None)
+            dims = shape.spatial_dims or norm_dims(owner(step.node).module)
+            return replace(shape, layout=MAPS, channels=channels, spatial_dims=dims, stacked=None)
     if isinstance(module, _NormBase):
-        channels, dims = module.num_features or form.channels, norm_dims(module)
-        dims = dims or form.spatial_dims
-        return replace(form, layout=MAPS, channels=channels, spatial_dims=dims, stacked=None)
+        channels, dims = module.num_features or shape.channels, norm_dims(module)
+        dims = dims or shape.spatial_dims
+        return replace(shape, layout=MAPS, channels=channels, spatial_dims=dims, stacked=None)
     if isinstance(module, nn.GroupNorm):
-        return replace(form, layout=form.layout or MAPS, channels=module.num_channels)
-    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and not form.layout:
-        return Form(LAST, module.normalized_shape[0], form.spatial_dims)
-    return form
+        return replace(shape, layout=shape.layout or MAPS, channels=module.num_channels)
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and not shape.layout:
+        return Shape(LAST, module.normalized_shape[0], shape.spatial_dims)
+    return shape
 
 
-def _mixed_linearly(step: Step) -> Form:
-    module, form = step.module, step.form
+def _mixed_linearly(step: Step) -> Shape:
+    module, shape = step.module, step.shape
     features = module.out_features if isinstance(module, nn.Linear) else None
-    return Form(LAST, features, form.spatial_dims)
+    return Shape(LAST, features, shape.spatial_dims)
 
 
-def _padded(step: Step) -> Form:
-    form, module = step.form, step.module
+def _padded(step: Step) -> Shape:
+    shape, module = step.shape, step.module
     sizes = step.asked(1, "padding" if module else "pad")
     if module is not None and not isinstance(sizes, (tuple, list)):
-        return form
-    is_spatial = isinstance(sizes, (tuple, list)) and form.spatial_dims
-    if is_spatial and len(sizes) <= 2 * (form.spatial_dims or 0) and form.layout == MAPS:
-        return form
-    return replace(form, channels=None)
+        return shape
+    is_spatial = isinstance(sizes, (tuple, list)) and shape.spatial_dims
+    if is_spatial and len(sizes) <= 2 * (shape.spatial_dims or 0) and shape.layout == MAPS:
+        return shape
+    return replace(shape, channels=None)
 
 
-def _upsampled(step: Step) -> Form:
-    form = replace(step.form, is_spread=False)
+def _upsampled(step: Step) -> Shape:
+    shape = replace(step.shape, is_spread=False)
     keeps = "shuffle" not in step.name and step.name not in ("fold", "repeat_interleave")
-    return form if keeps else replace(form, channels=None)
+    return shape if keeps else replace(shape, channels=None)
 
 
-def _rearranged(step: Step) -> Form:
+def _rearranged(step: Step) -> Shape:
     keeps = step.name not in ("pixelunshuffle", "pixel_unshuffle")
-    return step.form if keeps else replace(step.form, channels=None)
+    return step.shape if keeps else replace(step.shape, channels=None)
 
 
-def _reduced(step: Step) -> Form:
-    form, module = step.form, step.module
+def _reduced(step: Step) -> Shape:
+    shape, module = step.shape, step.module
     if module is not None or step.name.startswith("adaptive"):
-        return replace(form, is_spread=form.layout == MAPS)
+        return replace(shape, is_spread=shape.layout == MAPS)
     dims, keeps = argument(step.node, 1, "dim"), argument(step.node, 2, "keepdim")
     if step.name in ("norm", "logsumexp", "std", "var", "std_mean", "var_mean", "prod"):
         dims, keeps = _late_dims(step)
-    places = [form.at(dim) for dim in (dims if isinstance(dims, (tuple, list)) else [dims])]
-    if form.rank is None or None in places:
+    places = [shape.at(dim) for dim in (dims if isinstance(dims, (tuple, list)) else [dims])]
+    if shape.rank is None or None in places:
         return UNKNOWN
-    return _without(form, {place for place in places if place is not None}, bool(keeps))
+    return _without(shape, {place for place in places if place is not None}, bool(keeps))
 
 
 def _late_dims(step: Step) -> tuple[Any, Any]:
@@ -151,49 +151,49 @@ def _late_dims(step: Step) -> tuple[Any, Any]:
     return dims, kwargs.get("keepdim", args[late] if len(args) > late else False)
 
 
-def _without(form: Form, places: set[int], keeps: bool) -> Form:
-    """Return the form of what is reduced over these dims."""
-    if form.stacked is not None:
-        alone = not keeps and places == {form.stacked}
-        return replace(form, stacked=None) if alone else UNKNOWN
-    space = _space(form)
+def _without(shape: Shape, places: set[int], keeps: bool) -> Shape:
+    """Return the shape of what is reduced over these dims."""
+    if shape.stacked is not None:
+        alone = not keeps and places == {shape.stacked}
+        return replace(shape, stacked=None) if alone else UNKNOWN
+    space = _space(shape)
     if keeps:
-        channels = 1 if form.channel_dim in places else form.channels
-        is_spread = form.is_spread or (form.layout == MAPS and space <= places)
-        return replace(form, channels=channels, is_spread=is_spread)
-    if form.layout == MAPS and places == {1}:
-        return Form(BARE, None, form.spatial_dims)
-    if form.layout == MAPS and places == space:
-        return Form(LAST, form.channels)
+        channels = 1 if shape.channel_dim in places else shape.channels
+        is_spread = shape.is_spread or (shape.layout == MAPS and space <= places)
+        return replace(shape, channels=channels, is_spread=is_spread)
+    if shape.layout == MAPS and places == {1}:
+        return Shape(BARE, None, shape.spatial_dims)
+    if shape.layout == MAPS and places == space:
+        return Shape(LAST, shape.channels)
     return UNKNOWN
 
 
-def _space(form: Form) -> set[int]:
+def _space(shape: Shape) -> set[int]:
     """Return the spatial dims."""
-    first = 2 if form.layout == MAPS else 1
-    return set(range(first, first + (form.spatial_dims or 0)))
+    first = 2 if shape.layout == MAPS else 1
+    return set(range(first, first + (shape.spatial_dims or 0)))
 
 
-def _concatenated(step: Step) -> Form:
+def _concatenated(step: Step) -> Shape:
     tensors = argument(step.node, 0, "tensors")
     if not isinstance(tensors, (tuple, list)) or not tensors:
         return replace(broadcast(step.known(each) for each in step.inputs), channels=None)
     each = [step.known(tensor) for tensor in tensors]
-    form = broadcast(each)
+    shape = broadcast(each)
     dim = argument(step.node, 1, "dim")
     dim = {"hstack": 1, "vstack": 0, "dstack": 2}.get(step.name, 0 if dim is None else dim)
     if step.name == "stack":
-        return stacked(form, dim)
-    along = form.is_channel_dim(dim)
+        return stacked(shape, dim)
+    along = shape.is_channel_dim(dim)
     widths = [one.channels for one in each]
     if along is None:
-        along = form.layout == "" and dim == 1
+        along = shape.layout == "" and dim == 1
     if not along:
-        return form if len(set(widths)) == 1 else replace(form, channels=None)
-    return replace(form, channels=None if None in widths else sum(filter(None, widths)))
+        return shape if len(set(widths)) == 1 else replace(shape, channels=None)
+    return replace(shape, channels=None if None in widths else sum(filter(None, widths)))
 
 
-_RULES: dict[Kind, Callable[[Step], Form]] = {
+_RULES: dict[Kind, Callable[[Step], Shape]] = {
     Kind.ACTIVATION: _activated,
     Kind.ADD: _elementwise,
     Kind.SUB: _elementwise,

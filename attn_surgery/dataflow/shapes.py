@@ -20,7 +20,7 @@ BARE = "no channels"
 
 
 @dataclass(frozen=True)
-class Form:
+class Shape:
     """What is known of a tensor: its layout, its channels, its number of spatial dims."""
 
     layout: str = ""
@@ -29,7 +29,7 @@ class Form:
     is_spread: bool = False
     """Whether it holds one value per channel, ``(N, C, 1, ...)``, for broadcasting over space."""
     stacked: int | None = None
-    """The dim along which tensors of this form are stacked; None for a single one."""
+    """The dim along which tensors of this shape are stacked; None for a single one."""
 
     @property
     def is_known(self) -> bool:
@@ -73,56 +73,58 @@ class Form:
         return None if place is None or channels is None else place == channels
 
 
-UNKNOWN = Form()
+UNKNOWN = Shape()
 
 
-Known = Callable[[Any], Form]
+Known = Callable[[Any], Shape]
 """From an argument of a node to what is known of it."""
 
 
-def broadcast(forms: Iterable[Form]) -> Form:
-    """Return the form of what an elementwise step makes of tensors of these forms."""
-    each = list(forms)
+def broadcast(shapes: Iterable[Shape]) -> Shape:
+    """Return the shape of what an elementwise step makes of tensors of these shapes."""
+    each = list(shapes)
     if len(each) == 1:
         return each[0] if each[0].layout else UNKNOWN
-    wide = [form for form in each if not form.is_spread] or each
-    layouts = [form for form in wide if form.layout]
+    wide = [shape for shape in each if not shape.is_spread] or each
+    layouts = [shape for shape in wide if shape.layout]
     if not layouts:
         return UNKNOWN
-    first = max(layouts, key=lambda form: (bool(form.channels), form.layout == layouts[0].layout))
-    alike = [form for form in each if form.layout == first.layout or not form.layout]
-    widths = {form.channels for form in alike}
+    first = max(
+        layouts, key=lambda shape: (bool(shape.channels), shape.layout == layouts[0].layout)
+    )
+    alike = [shape for shape in each if shape.layout == first.layout or not shape.layout]
+    widths = {shape.channels for shape in alike}
     wider = widths - {1, None}
     channels = next(iter(wider)) if len(wider) == 1 else 1 if widths == {1} else None
-    dims = [form.spatial_dims for form in alike if form.spatial_dims]
-    return Form(
+    dims = [shape.spatial_dims for shape in alike if shape.spatial_dims]
+    return Shape(
         first.layout,
         channels,
         max(dims, default=None),
-        is_spread=all(form.is_spread for form in each),
+        is_spread=all(shape.is_spread for shape in each),
         stacked=first.stacked,
     )
 
 
-def stacked(form: Form, dim: object) -> Form:
-    """Return the form of tensors along a new dim."""
-    place = form.at(dim)
+def stacked(shape: Shape, dim: object) -> Shape:
+    """Return the shape of tensors along a new dim."""
+    place = shape.at(dim)
     if isinstance(dim, int) and dim < 0:
-        place = None if form.rank is None else form.rank + 1 + dim
-    if place is None or form.stacked is not None:
+        place = None if shape.rank is None else shape.rank + 1 + dim
+    if place is None or shape.stacked is not None:
         return UNKNOWN
-    return replace(form, stacked=place)
+    return replace(shape, stacked=place)
 
 
-def unstacked(form: Form, dim: object) -> Form:
-    """Return the form of one of stacked tensors, of which ``dim`` was taken away."""
-    is_there = form.stacked is not None and form.at(dim) == form.stacked
-    return replace(form, stacked=None) if is_there else UNKNOWN
+def unstacked(shape: Shape, dim: object) -> Shape:
+    """Return the shape of one of stacked tensors, of which ``dim`` was taken away."""
+    is_there = shape.stacked is not None and shape.at(dim) == shape.stacked
+    return replace(shape, stacked=None) if is_there else UNKNOWN
 
 
 @dataclass(frozen=True)
 class Step:
-    """One node that makes a value, with what the rule for its form looks at."""
+    """One node that makes a value, with what the rule for its shape looks at."""
 
     trace: Trace
     node: fx.Node
@@ -135,7 +137,7 @@ class Step:
         return self.trace.called_module(self.node)
 
     @property
-    def form(self) -> Form:
+    def shape(self) -> Shape:
         """What is known of the value that the node works on."""
         return self.known(self.inputs[0])
 

@@ -47,5 +47,5 @@ def _sums_up(flow: Flow, node: fx.Node, stack: fx.Node) -> bool:
     if function_name(node) != "sum" or function_name(stack) != "stack":
         return False
     along = argument(stack, 1, "dim") or 0
-    is_undone = flow.forms[stack].stacked is not None and flow.forms[node].stacked is None
+    is_undone = flow.shapes[stack].stacked is not None and flow.shapes[node].stacked is None
     return is_undone or along == argument(node, 1, "dim")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from torch import fx
 
 from attn_surgery.dataflow import Flow, Kind
-from attn_surgery.finding.residual_blocks import Residual, is_mixing, is_spatial
+from attn_surgery.finding.convolutions import is_mixing, is_spatial
+from attn_surgery.finding.residual_blocks import Residual
 
 _GATES = {Kind.CONV, Kind.FILTER, Kind.LINEAR, Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX}
 _LOOKS_AROUND = {Kind.POOL, Kind.REDUCE, Kind.CONV, Kind.FILTER, Kind.MIX, Kind.REARRANGE}

@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from attn_surgery.dataflow import MAPS, Flow, Form, Kind
-from attn_surgery.finding.residual_blocks import TRANSFORMS, Residual, block_around, is_spatial
+from attn_surgery.dataflow import MAPS, Flow, Kind, Shape
+from attn_surgery.finding.convolutions import is_spatial
+from attn_surgery.finding.residual_blocks import TRANSFORMS, Residual, block_around
 from attn_surgery.tracing import Call, index, owner
 
 _ELEMENTWISE = {
@@ -50,7 +51,7 @@ class Target:
 
     block: Call
     value: fx.Node
-    form: Form
+    shape: Shape
     into: tuple[fx.Node, ...] = ()
     """The only nodes that get the result; () for all that take the value."""
     is_channels_last: bool = False
@@ -66,7 +67,7 @@ def target(flow: Flow, residual: Residual, position: str) -> Target:
     found = _TARGETS[position](flow, residual)
     if isinstance(found, str):
         return replace(standard, refusal=f"no place for {position!r}: {found}")
-    if not found.form.is_map:
+    if not found.shape.is_map:
         return replace(standard, refusal=f"no place for {position!r}: its shape is unknown")
     return found
 
@@ -74,7 +75,7 @@ def target(flow: Flow, residual: Residual, position: str) -> Target:
 def _standard(flow: Flow, residual: Residual) -> Target:
     block = block_around(residual.end, residual.addition)
     last = residual.is_channels_last
-    return Target(block, residual.end, residual.form, is_channels_last=last)
+    return Target(block, residual.end, residual.shape, is_channels_last=last)
 
 
 def _pre(flow: Flow, residual: Residual) -> Target | str:
@@ -86,14 +87,16 @@ def _pre(flow: Flow, residual: Residual) -> Target | str:
     others = {_child_around(user, block) for user in users if user not in entering}
     if others & {_child_around(user, block) for user in entering} - {None}:
         return "branch and shortcut enter one child together"
-    form = flow.form(fork)
-    form = Form(form.layout or MAPS, form.channels, form.spatial_dims or residual.form.spatial_dims)
-    return _for_some(flow, block, fork, entering, form)
+    shape = flow.shape(fork)
+    shape = Shape(
+        shape.layout or MAPS, shape.channels, shape.spatial_dims or residual.shape.spatial_dims
+    )
+    return _for_some(flow, block, fork, entering, shape)
 
 
 def _identity(flow: Flow, residual: Residual) -> Target | str:
     block = block_around(residual.end, residual.addition)
-    return _for_some(flow, block, residual.shortcut, [residual.taker], residual.form)
+    return _for_some(flow, block, residual.shortcut, [residual.taker], residual.shape)
 
 
 def _post(flow: Flow, residual: Residual) -> Target | str:
@@ -108,7 +111,7 @@ def _post(flow: Flow, residual: Residual) -> Target | str:
         passed.append(user)
         value = user
     active = [node for node in passed if flow.kind(node) is Kind.ACTIVATION]
-    return Target(block, active[-1] if active else residual.addition, residual.form)
+    return Target(block, active[-1] if active else residual.addition, residual.shape)
 
 
 def _mid(flow: Flow, residual: Residual) -> Target | str:
@@ -123,7 +126,7 @@ def _mid(flow: Flow, residual: Residual) -> Target | str:
     if not joined:
         return "the branch has no spatial convolution"
     value = _after_norm_and_activation(flow, (followed or joined)[-1], passed, residual.end)
-    return Target(block_around(value, residual.addition), value, flow.form(value))
+    return Target(block_around(value, residual.addition), value, flow.shape(value))
 
 
 _TARGETS: dict[str, Callable[[Flow, Residual], Target | str]] = {
@@ -141,15 +144,15 @@ POSITIONS = (*_TARGETS, OUTPUT)
 
 
 def _for_some(
-    flow: Flow, block: Call, value: fx.Node, takers: list[fx.Node], form: Form
+    flow: Flow, block: Call, value: fx.Node, takers: list[fx.Node], shape: Shape
 ) -> Target | str:
     """Return the target whose result goes to ``takers`` alone."""
     others = [user for user in value.users if user not in takers]
     if not others and index(value) >= block.start:
-        return Target(block, value, form)
+        return Target(block, value, shape)
     if _is_changed_before(flow, value, takers):
         return "its value is changed in place and used afterwards"
-    return Target(block, value, form, tuple(takers))
+    return Target(block, value, shape, tuple(takers))
 
 
 def _is_changed_before(flow: Flow, value: fx.Node, takers: list[fx.Node]) -> bool:

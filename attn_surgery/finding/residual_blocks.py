@@ -16,16 +16,15 @@ from attn_surgery.dataflow import (
     MAPS,
     UNKNOWN,
     Flow,
-    Form,
     Kind,
+    Shape,
     function_name,
-    slices_channels,
 )
 from attn_surgery.finding.additions import Addition, additions
-from attn_surgery.finding.shortcuts import Shortcut, find_fork, takes_part
+from attn_surgery.finding.refusals import refusal_of
+from attn_surgery.finding.shortcuts import Shortcut, find_fork
 from attn_surgery.tracing import Call, index, owner
 
-_NONLINEAR = {Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
 TRANSFORMS = {Kind.CONV, Kind.LINEAR, Kind.MIX, Kind.OPAQUE}
 
 
@@ -42,7 +41,7 @@ class Residual:
     """The end of F proper, before drop path, dropout, layer scale and constant factors."""
     is_channels_last: bool
     """Whether F ends in ``(N, *spatial, C)``, to be scaled and then permuted."""
-    form: Form
+    shape: Shape
     refusal: str
     """Why this is no residual block after all; "" where it is one."""
     taker: fx.Node
@@ -77,8 +76,8 @@ def _read(flow: Flow, added: Addition, shortcut: fx.Node, branch: fx.Node) -> Re
     end = branch_end(flow, branch, owner(addition))
     if _is_condition(flow, addition, found, branch, end):
         return None
-    form = _form_at(flow, end, (branch, shortcut, addition, found.fork))
-    refusal = _refusal(flow, found, branch, end, form)
+    shape = _shape_at(flow, end, (branch, shortcut, addition, found.fork))
+    refusal = refusal_of(flow, found, branch, end, shape)
     last = _end_before_permutation(flow, end, owner(addition))
     return Residual(
         addition,
@@ -87,7 +86,7 @@ def _read(flow: Flow, added: Addition, shortcut: fx.Node, branch: fx.Node) -> Re
         branch,
         last or end,
         last is not None,
-        form,
+        shape,
         refusal,
         added.taker,
     )
@@ -101,7 +100,7 @@ def _is_condition(
     Such are the vectors (time, class, style) and maps (noise, spectrograms) that every block of a
     network adds: F depends on them only because earlier blocks added them, too.
     """
-    if not flow.forms[branch].is_spread and _spreads(flow, shortcut, branch):
+    if not flow.shapes[branch].is_spread and _spreads(flow, shortcut, branch):
         return True
     if not flow.needs_more(branch, shortcut.fork):
         return False
@@ -119,11 +118,11 @@ def _is_condition(
 
 def _spreads(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> bool:
     """Tell whether S is one value per channel, broadcast over space by the addition or before."""
-    if any(flow.forms[step].is_spread for step in shortcut.steps):
+    if any(flow.shapes[step].is_spread for step in shortcut.steps):
         return True
     kinds = [flow.kind(step) for step in shortcut.steps[:-1]]
     is_vector = Kind.LINEAR in kinds and Kind.VIEW not in kinds[: kinds.index(Kind.LINEAR)]
-    return is_vector and flow.forms[branch].layout == MAPS
+    return is_vector and flow.shapes[branch].layout == MAPS
 
 
 def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
@@ -136,10 +135,10 @@ def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
 
 def _end_before_permutation(flow: Flow, end: fx.Node, adder: Call) -> fx.Node | None:
     """Return where F ends if it is scaled with channels last and then permuted, else None."""
-    if flow.kind(end) is not Kind.VIEW or flow.forms[end].layout != MAPS:
+    if flow.kind(end) is not Kind.VIEW or flow.shapes[end].layout != MAPS:
         return None
     (permuted,) = flow.inputs[end]
-    if flow.forms[permuted].layout != LAST:
+    if flow.shapes[permuted].layout != LAST:
         return None
     node, is_scaled = permuted, False
     while (before := _unscaled(flow, node, adder)) is not None:
@@ -209,128 +208,18 @@ def _holder(node: fx.Node) -> str:
     return str(node.target).rpartition(".")[0]
 
 
-def _form_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Form:
-    """Return the form of the branch's end, completed from the other tensors of the sum."""
-    form = flow.form(end)
-    if form.stacked is not None:
+def _shape_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Shape:
+    """Return the shape of the branch's end, completed from the other tensors of the sum."""
+    shape = flow.shape(end)
+    if shape.stacked is not None:
         return UNKNOWN
     for other in others:
-        more = flow.form(other)
+        more = flow.shape(other)
         # a single channel would be broadcast
         same = more.channels if other is not others[-1] and more.channels != 1 else None
-        form = Form(
-            form.layout or more.layout,
-            form.channels or same,
-            form.spatial_dims or more.spatial_dims,
+        shape = Shape(
+            shape.layout or more.layout,
+            shape.channels or same,
+            shape.spatial_dims or more.spatial_dims,
         )
-    return form
-
-
-def _refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node, end: fx.Node, form: Form) -> str:
-    """Return why the addition closes no residual block, or ""."""
-    steps = list(flow.between(shortcut.fork, branch))
-    if shortcut.is_part:
-        whole = flow.leads_past(shortcut.fork, branch, lambda step: takes_part(flow, step))
-        if whole:
-            return "the shortcut keeps only a part of what the branch takes"
-        return "the operands are different parts of one tensor"
-    if form.channels == 1 and (flow.form(shortcut.steps[0]).channels or 1) > 1:
-        return "the branch ends in one channel, which the addition spreads over all"
-    if form.layout == LAST:
-        return "adds tokens or channels-last maps, not (N, C, *spatial)"
-    if _is_partial(flow, end):
-        return "adds to a part of the branch's channels only"
-    if not _is_nonlinear(flow, steps):
-        return "the branch is linear: no residual function"
-    if shortcut.convolutions > 1:
-        return f"the shortcut has {shortcut.convolutions} convolutions: a second branch"
-    return (
-        _convolution_refusal(flow, shortcut.fork, branch, steps)
-        or _resolution_refusal(flow, shortcut, branch)
-        or _form_refusal(form)
-    )
-
-
-def _is_partial(flow: Flow, end: fx.Node) -> bool:
-    """Tell whether the branch ends in some channels of a tensor whose others go elsewhere."""
-    if flow.kind(end) is not Kind.SLICE or not slices_channels(end):
-        return False
-    (source,) = flow.inputs[end]
-    return len(flow.value_users[source]) > 1
-
-
-def _resolution_refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> str:
-    if shortcut.upsamples or flow.leads_past(
-        shortcut.fork, branch, lambda step: flow.kind(step) is Kind.UPSAMPLE
-    ):
-        return ""
-    return "merges resolutions: the branch goes down and up again"
-
-
-def _is_nonlinear(flow: Flow, steps: list[fx.Node]) -> bool:
-    return any(
-        flow.kind(step) in _NONLINEAR
-        or (flow.kind(step) in (Kind.MUL, Kind.DIV) and len(set(flow.inputs[step])) > 1)
-        for step in steps
-    )
-
-
-def _form_refusal(form: Form) -> str:
-    if form.layout != MAPS:
-        return "the layout of the sum is unknown"
-    if form.channels is None or form.spatial_dims is None:
-        return "the number of channels or of spatial dims is unknown"
-    return ""
-
-
-def _convolution_refusal(flow: Flow, fork: fx.Node, branch: fx.Node, steps: list[fx.Node]) -> str:
-    """Return why F lacks the convolutions of a residual block, or ""."""
-    convolutions = [step for step in steps if flow.operations[step].convolution is not None]
-    mixing = [step for step in steps if is_mixing(flow, step)]
-    if mixing:
-        is_activated = any(flow.kind(step) is Kind.ACTIVATION for step in steps)
-        is_convolved = not flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))
-        is_bottleneck = len(convolutions) > 1 and not _mixes_raw(flow, fork, mixing)
-        convolves = (is_activated and is_convolved) or is_bottleneck
-        return "" if convolves else "self-attention: mixes positions, not all by convolving them"
-    if any(is_spatial(flow, step) for step in steps):
-        return ""
-    if not convolutions:
-        return "the branch has no convolution"
-    around = [step for step in steps if flow.kind(step) in (Kind.POOL, Kind.FILTER, Kind.REARRANGE)]
-    if len(convolutions) > 1 and any(_lies_between(flow, convolutions, step) for step in around):
-        return ""
-    return "1x1 convolutions only: a channel MLP"
-
-
-def is_mixing(flow: Flow, step: fx.Node) -> bool:
-    """Tell whether the step is a product of two computed matrices, as in self-attention."""
-    return flow.kind(step) is Kind.MIX and len(set(flow.inputs[step])) > 1
-
-
-def _mixes_raw(flow: Flow, fork: fx.Node, mixing: list[fx.Node]) -> bool:
-    """Tell whether positions are mixed of what no activation has passed, unlike a bottleneck's."""
-    return any(
-        flow.leads_past(fork, step, lambda node: flow.kind(node) is Kind.ACTIVATION)
-        for step in mixing
-    )
-
-
-def is_spatial(flow: Flow, step: fx.Node) -> bool:
-    """Tell whether the step is, or holds, a learned convolution over space."""
-    conv = flow.operations[step].convolution
-    if conv is not None:
-        return conv.is_spatial and flow.kind(step) is not Kind.FILTER
-    return flow.kind(step) is Kind.OPAQUE and _holds_spatial_convolution(flow, step)
-
-
-def _holds_spatial_convolution(flow: Flow, step: fx.Node) -> bool:
-    module = flow.trace.called_module(step)
-    sizes = [getattr(each, "kernel_size", None) for each in module.modules()] if module else []
-    return any(isinstance(size, tuple) and max(size) > 1 for size in sizes)
-
-
-def _lies_between(flow: Flow, convolutions: list[fx.Node], step: fx.Node) -> bool:
-    return flow.depends(step, convolutions[0]) and any(
-        conv is not step and flow.depends(conv, step) for conv in convolutions
-    )
+    return shape

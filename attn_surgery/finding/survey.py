@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx, nn
 
-from attn_surgery.dataflow import MAPS, Flow, Form, Kind
+from attn_surgery.dataflow import MAPS, Flow, Kind, Shape
 from attn_surgery.finding.existing_attention import (
     Held,
     block_of,
@@ -34,7 +34,7 @@ class Finding:
     block: nn.Module
     path: str
     spot: Spot
-    form: Form
+    shape: Shape
     existing: str | None
     width: int | None
     """The number of channels that the block returns."""
@@ -183,13 +183,13 @@ def _outputs(flow: Flow, paths: dict[nn.Module, str]) -> Iterator[Finding]:
         if module is not None:
             returned[module] = (node, owner(node))
     for module, (value, call) in sorted(returned.items(), key=lambda each: paths[each[0]]):
-        if value is None or value not in flow.inputs or flow.form(value).layout != MAPS:
+        if value is None or value not in flow.inputs or flow.shape(value).layout != MAPS:
             continue
         spot = place_output(flow, value, call, module)
         is_again = flow.call_counts[module] > 1
-        refusal = "it is called more than once" if is_again else _form_refusal(flow.form(value))
-        form = flow.form(value)
-        yield Finding(module, paths[module], spot, form, None, form.channels, refusal)
+        refusal = "it is called more than once" if is_again else _shape_refusal(flow.shape(value))
+        shape = flow.shape(value)
+        yield Finding(module, paths[module], spot, shape, None, shape.channels, refusal)
 
 
 def _place_for_one_more(
@@ -205,9 +205,9 @@ def _place_for_one_more(
         call.module,
         paths[call.module],
         spot,
-        goal.form,
+        goal.shape,
         holder_path(flow, held[0], call, paths) if held else None,
-        residual.form.channels,
+        residual.shape.channels,
         goal.refusal,
         is_channels_last=goal.is_channels_last,
     )
@@ -243,10 +243,10 @@ def _swap(
         block.module,
         paths[block.module],
         place(flow, taken, (), block)[1],
-        flow.form(taken),
+        flow.shape(taken),
         holder_path(flow, held, block, paths),
         _width(flow, block),
-        _form_refusal(flow.form(taken)) or _return_refusal(flow, called, taken),
+        _shape_refusal(flow.shape(taken)) or _return_refusal(flow, called, taken),
         slot=path_below(block.module, called.module),
     )
 
@@ -270,10 +270,10 @@ def _place_instead(flow: Flow, held: Held, paths: dict[nn.Module, str]) -> Findi
         call.module,
         paths[call.module],
         replace(spot, in_place=flow.is_in_place(held.result)),
-        flow.form(held.source),
+        flow.shape(held.source),
         holder_path(flow, held, call, paths),
         _width(flow, call),
-        _form_refusal(flow.form(held.source))
+        _shape_refusal(flow.shape(held.source))
         or ("its attention scales something else than the map" if reshaped else ""),
         replaces=True,
     )
@@ -281,11 +281,11 @@ def _place_instead(flow: Flow, held: Held, paths: dict[nn.Module, str]) -> Findi
 
 def _width(flow: Flow, call: Call) -> int | None:
     is_value = call.node is not None and call.node in flow.inputs
-    return flow.form(call.node).channels if is_value and call.node else None
+    return flow.shape(call.node).channels if is_value and call.node else None
 
 
-def _form_refusal(form: Form) -> str:
-    return "" if form.is_map else "the shape of what its attention receives is unknown"
+def _shape_refusal(shape: Shape) -> str:
+    return "" if shape.is_map else "the shape of what its attention receives is unknown"
 
 
 def _judged_among(flow: Flow, residual: Residual, found: list[Residual]) -> Residual:

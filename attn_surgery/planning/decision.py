@@ -102,15 +102,15 @@ def decide(model: nn.Module, request: Request) -> Decision:
 
 
 def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards) -> _Draft:
-    form, method = finding.form, Method("", finding.spot.step.name, reason=finding.refusal)
+    shape, method = finding.shape, Method("", finding.spot.step.name, reason=finding.refusal)
     if not finding.refusal:
         method = choose_method(finding, owners, forwards)
     site = Site(
         block=finding.path,
         block_type=type(finding.block).__name__,
         after=method.after,
-        channels=form.channels,
-        spatial_dims=form.spatial_dims,
+        channels=shape.channels,
+        spatial_dims=shape.spatial_dims,
         existing=finding.existing,
         method=method.name,
         reason=method.reason,

@@ -54,7 +54,7 @@ class Method:
 
 def insertion(finding: Finding, name: str, after: Step | None = None) -> Insertion:
     """Return where the attention called ``name`` goes in the block's forward."""
-    spot, dims = finding.spot, finding.form.spatial_dims or 0
+    spot, dims = finding.spot, finding.shape.spatial_dims or 0
     return Insertion(
         after=after or spot.step,
         attention=name,
@@ -67,7 +67,7 @@ def insertion(finding: Finding, name: str, after: Step | None = None) -> Inserti
 
 def wrapping(finding: Finding, name: str, expression: Expression) -> Wrapping:
     """Return how the attention called ``name`` goes around an expression."""
-    dims = finding.form.spatial_dims or 0
+    dims = finding.shape.spatial_dims or 0
     return Wrapping(name, expression, dims if finding.is_channels_last else 0)
 
 

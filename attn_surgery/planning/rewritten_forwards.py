@@ -14,12 +14,12 @@ from attn_surgery.rewriting import (
     Original,
     Rewritten,
     UnfaithfulError,
+    alteration_of,
     as_host,
     expression_of,
     insert_alike,
     is_graph_module,
     original,
-    surgery_of,
     value_name,
 )
 
@@ -39,7 +39,7 @@ class Forwards:
         Raises:
             UnfaithfulError: Why the forward cannot be rewritten.
         """
-        if (done := surgery_of(block)) and done.wrappings:
+        if (done := alteration_of(block)) and done.wrappings:
             raise UnfaithfulError("its source was wrapped before")
         alike = likeness(block)
         if alike not in self._originals:
@@ -72,7 +72,7 @@ class Forwards:
         """
         if is_graph_module(block):
             raise UnfaithfulError("it runs a graph")
-        if (done := surgery_of(block)) and done.insertions:
+        if (done := alteration_of(block)) and done.insertions:
             raise UnfaithfulError("its forward was rewritten before")
         key = likeness(block), finding.spot
         if key not in self._expressions:
@@ -115,5 +115,5 @@ class Forwards:
 
 
 def _done_in(block: nn.Module) -> tuple[Insertion, ...]:
-    done = surgery_of(block)
+    done = alteration_of(block)
     return done.insertions if done is not None else ()

@@ -1,6 +1,6 @@
 """rewriting."""
 
-from attn_surgery.rewriting.alteration import Surgery, as_host, set_class, surgery_of
+from attn_surgery.rewriting.alteration import Alteration, alteration_of, as_host, set_class
 from attn_surgery.rewriting.expressions import expression_of
 from attn_surgery.rewriting.generated_forward import Original, Rewritten, original
 from attn_surgery.rewriting.graph_module import (
@@ -19,11 +19,11 @@ from attn_surgery.rewriting.insertion import (
 )
 from attn_surgery.rewriting.one_off_class import change_class, give_back, operated_class
 from attn_surgery.rewriting.replaced_modules import (
-    Former,
-    former_at,
-    former_in_slot,
-    former_of,
+    Replaced,
     put_back,
+    replaced_at,
+    replaced_by,
+    replaced_in_slot,
     slots,
     stand_for,
     succession,
@@ -32,20 +32,18 @@ from attn_surgery.rewriting.replaced_modules import (
 from attn_surgery.rewriting.wrapped_source import Expression, Wrapping, wrapped_methods
 
 __all__ = [
+    "Alteration",
     "Expression",
-    "Former",
     "Insertion",
     "Original",
+    "Replaced",
     "Rewritten",
-    "Surgery",
     "UnfaithfulError",
     "Wrapping",
+    "alteration_of",
     "as_host",
     "change_class",
     "expression_of",
-    "former_at",
-    "former_in_slot",
-    "former_of",
     "free_name",
     "give_back",
     "give_graph_back",
@@ -56,12 +54,14 @@ __all__ = [
     "operated_class",
     "original",
     "put_back",
+    "replaced_at",
+    "replaced_by",
+    "replaced_in_slot",
     "set_class",
     "set_graph",
     "slots",
     "stand_for",
     "succession",
-    "surgery_of",
     "take_out",
     "value_name",
     "wrapped_methods",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from attn_surgery.rewriting.insertion import Insertion
-from attn_surgery.rewriting.replaced_modules import back_for_a_while, formers, in_order
+from attn_surgery.rewriting.replaced_modules import all_replaced, back_for_a_while, in_order
 from attn_surgery.rewriting.wrapped_source import Wrapping
 
 HOST_FORWARD = "_host_forward"
@@ -17,7 +18,7 @@ HOST_FORWARD = "_host_forward"
 
 
 @dataclass(frozen=True)
-class Surgery:
+class Alteration:
     """What was done to one module."""
 
     base: type[nn.Module]
@@ -49,7 +50,7 @@ class Surgery:
         return bool(self.attached or self.attached_before)
 
 
-def surgery_of(module: nn.Module) -> Surgery | None:
+def alteration_of(module: nn.Module) -> Alteration | None:
     """Return what was done to ``module``, or None."""
     return getattr(type(module), "_surgery", None)
 
@@ -59,23 +60,27 @@ def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
     object.__setattr__(module, "__class__", cls)
 
 
+Renew: TypeAlias = Callable[[nn.Module, Alteration], None]
+"""Gives a module the one-off class for what was done to it, made anew."""
+
+
 @contextmanager
 def as_host(module: nn.Module) -> Iterator[None]:
-    """Make an operated module its former self, its attention children apart, for a while."""
-    done = surgery_of(module)
+    """Make an operated module the host it was, its attention children apart, for a while."""
+    done = alteration_of(module)
     if done is None:
         yield
         return
     # a module that is about to be operated on has not got its attentions yet
     present = [name for name in done.attentions if name in module._modules]
-    back = formers(module, present)
-    with in_former_class(module, done), _apart(module, present), back_for_a_while(module, back):
+    back = all_replaced(module, present)
+    with in_host_class(module, done), _apart(module, present), back_for_a_while(module, back):
         yield
 
 
 @contextmanager
-def in_former_class(module: nn.Module, done: Surgery) -> Iterator[None]:
-    """Give an operated module its former class and forward for a while."""
+def in_host_class(module: nn.Module, done: Alteration) -> Iterator[None]:
+    """Give an operated module its host's class and forward for a while."""
     operated, own = type(module), vars(module)
     patched = own.pop(HOST_FORWARD, None)
     try:
@@ -104,8 +109,8 @@ def _apart(module: nn.Module, names: list[str]) -> Iterator[None]:
         in_order(children, list(before), {**children, **held})
 
 
-def twin(module: nn.Module, done: Surgery) -> nn.Module:
-    """Return the former self of ``module``, with all of its attributes and none of its attentions.
+def twin(module: nn.Module, done: Alteration) -> nn.Module:
+    """Return the host that ``module`` was, with all of its attributes and none of its attentions.
 
     What happens to the twin's children does not happen to those of the module.
     """
@@ -116,3 +121,14 @@ def twin(module: nn.Module, done: Surgery) -> nn.Module:
     if HOST_FORWARD in vars(found):
         vars(found)["forward"] = vars(found).pop(HOST_FORWARD)
     return found
+
+
+def alteration_in(module: nn.Module) -> Alteration:
+    """Return what was done to ``module``, which was operated on."""
+    return type(module)._surgery  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def host_view(module: nn.Module) -> Any:
+    """Return ``super()`` as the one-off class of ``module`` would, however it was subclassed."""
+    operated = next(cls for cls in type(module).__mro__ if "_surgery" in vars(cls))
+    return super(operated, module)

@@ -243,7 +243,10 @@ def _node_of(flow: Flow, block: nn.Module, step: Step) -> fx.Node:
     matches.sort(key=lambda each: each[0])
     if len(matches) <= step.occurrence:
         raise UnfaithfulError(f"{step.name!r} is in no method of its own")
-    return matches[step.occurrence][1]
+    node = matches[step.occurrence][1]
+    if node not in flow.inputs:
+        raise UnfaithfulError(f"{step.name!r} is something else on another way")
+    return node
 
 
 def _argument(flow: Flow, value: fx.Node | None, taker: fx.Node) -> int:

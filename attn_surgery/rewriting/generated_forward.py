@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
-from attn_surgery.host import compiled, describe, entry_name, inspect_forward
+from attn_surgery.host import describe, entry_name, inspect_forward
 from attn_surgery.rewriting.insertion import Insertion, UnfaithfulError, insert_alike
+from attn_surgery.rewriting.train_eval_switch import as_methods
 from attn_surgery.tracing import Trace, called_path, trace
 
 
@@ -35,7 +35,7 @@ class Rewritten:
     @functools.cached_property
     def methods(self) -> dict[str, Any]:
         """The graphs as methods; where the modes differ, that which is called asks the mode."""
-        return _methods(self.graphs, self.own)
+        return as_methods(self.graphs, self.own)
 
 
 @dataclass(frozen=True)
@@ -113,65 +113,3 @@ def _faithful_trace(module: nn.Module, training: bool) -> Trace:
     if found.constants:
         raise UnfaithfulError("makes a tensor that a trace would freeze")
     return found
-
-
-def _methods(graphs: tuple[fx.Graph, ...], own: str) -> dict[str, Any]:
-    codes: list[Any] = [graph.python_code("self") for graph in graphs]
-    if len({code.src for code in codes}) == 1:
-        return {own: compiled(codes[0].src, codes[0].globals, "forward")}
-    names = ("_forward_in_evaluation", "_forward_in_training")
-    methods = {
-        name: compiled(code.src.replace("def forward(", f"def {name}(", 1), code.globals, name)
-        for name, code in zip(names, codes, strict=True)
-    }
-    evaluation = codes[0]
-    head = next(line for line in evaluation.src.splitlines() if line.startswith("def forward("))
-    arguments = ", ".join(str(node.target) for node in graphs[0].nodes if node.op == "placeholder")
-    chosen = (
-        f"{head}\n    if self.training:\n        return self.{names[1]}({arguments})\n"
-        f"    return self.{names[0]}({arguments})\n"
-    )
-    return {**methods, own: compiled(chosen, evaluation.globals, "forward")}
-
-
-def passing_on(
-    parameters: list[inspect.Parameter],
-    inner: str,
-    before: tuple[str, ...],
-    after: tuple[str, ...],
-) -> Any:
-    """Compile a forward around ``inner`` that runs attention.
-
-    Args:
-        parameters: Those of ``inner``.
-        inner: The name of the method.
-        before: The attentions through which its first argument passes.
-        after: The attentions through which its output passes.
-    """
-    known: dict[str, Any] = {}
-    if any(each.kind is not each.POSITIONAL_OR_KEYWORD for each in parameters):
-        head, given = "*args, **kwargs", ["*args", "**kwargs"]
-        if before:
-            head, given = f"value, {head}", ["value", *given]
-    else:
-        head = ", ".join(_declared(each, known) for each in parameters)
-        given = [each.name for each in parameters]
-    for name in before:
-        given[0] = f"self.{name}({given[0]})"
-    result = f"self.{inner}({', '.join(given)})"
-    for name in after:
-        result = f"self.{name}({result})"
-    head = f"self, {head}" if head else "self"
-    return compiled(f"def forward({head}):\n    return {result}\n", known, "forward")
-
-
-def _declared(parameter: inspect.Parameter, known: dict[str, Any]) -> str:
-    """Write a parameter with its annotation and default, which go into ``known``."""
-    text = parameter.name
-    if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str):
-        known[f"_type_of_{parameter.name}"] = parameter.annotation
-        text += f": _type_of_{parameter.name}"
-    if parameter.default is not parameter.empty:
-        known[f"_default_of_{parameter.name}"] = parameter.default
-        text += f" = _default_of_{parameter.name}"
-    return text

@@ -18,34 +18,30 @@ from weakref import WeakValueDictionary
 from torch import nn
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.host import Attributes, entry_name, parameters_of, renamed, watched_attributes
+from attn_surgery.host import entry_name, parameters_of, renamed, watched_attributes
 from attn_surgery.rewriting.alteration import (
     HOST_FORWARD,
-    Surgery,
+    Alteration,
+    alteration_in,
     as_host,
-    in_former_class,
+    host_view,
+    in_host_class,
     set_class,
     twin,
 )
-from attn_surgery.rewriting.generated_forward import original, passing_on
+from attn_surgery.rewriting.attached_forward import passing_on
+from attn_surgery.rewriting.containers import container_methods
+from attn_surgery.rewriting.generated_forward import original
 from attn_surgery.rewriting.hooks import listening
 from attn_surgery.rewriting.insertion import UnfaithfulError
-from attn_surgery.rewriting.replaced_modules import former_of, in_order, put_back
+from attn_surgery.rewriting.replaced_modules import put_back, replaced_by
+from attn_surgery.rewriting.watched_attributes import watching_setters
 from attn_surgery.rewriting.wrapped_source import wrapped_methods
 
 INNER_FORWARD = "_forward_before_attention"
 
-_SETTERS = (
-    "__setattr__",
-    "__delattr__",
-    "add_module",
-    "register_module",
-    "register_parameter",
-    "register_buffer",
-)
 
-
-def operated_class(module: nn.Module, done: Surgery, methods: dict[str, Any]) -> type[nn.Module]:
+def operated_class(module: nn.Module, done: Alteration, methods: dict[str, Any]) -> type[nn.Module]:
     """Make the one-off subclass that runs ``done``; the module itself is not touched.
 
     Args:
@@ -80,7 +76,7 @@ def _named_objects(method: Any) -> list[tuple[str, int]]:
 
 
 def _body(
-    module: nn.Module, done: Surgery, methods: dict[str, Any], patched: bool
+    module: nn.Module, done: Alteration, methods: dict[str, Any], patched: bool
 ) -> dict[str, Any]:
     base = done.base
     body: dict[str, Any] = {
@@ -90,8 +86,8 @@ def _body(
         "_surgery": done,
         "__reduce_ex__": _reduce_ex,
         "__setstate__": _setstate,
-        **{name: _renewing(name) for name in _SETTERS},
-        **{name: _as_host_does(name) for name in _container_methods(base)},
+        **watching_setters(renew),
+        **container_methods(base, renew),
     }
     if hasattr(base, "__deepcopy__"):
         body["__deepcopy__"] = _deepcopy
@@ -120,7 +116,7 @@ def _subclass(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
     return types.new_class(base.__name__, (base,), exec_body=lambda scope: scope.update(body))
 
 
-def renew(module: nn.Module, done: Surgery) -> None:
+def renew(module: nn.Module, done: Alteration) -> None:
     """Give ``module`` the one-off class for ``done``, its forward traced anew.
 
     Raises:
@@ -135,7 +131,7 @@ def renew(module: nn.Module, done: Surgery) -> None:
     change_class(module, operated_class(module, done, methods))
 
 
-def _methods_now(module: nn.Module, done: Surgery) -> tuple[dict[str, Any], bool]:
+def _methods_now(module: nn.Module, done: Alteration) -> tuple[dict[str, Any], bool]:
     """Rewrite the forward as it is now, or, where that is not faithful, listen to the children.
 
     Returns:
@@ -158,7 +154,7 @@ def _methods_now(module: nn.Module, done: Surgery) -> tuple[dict[str, Any], bool
     return forward.methods, forward.watches_children
 
 
-def _listening(module: nn.Module, done: Surgery) -> dict[str, Any]:
+def _listening(module: nn.Module, done: Alteration) -> dict[str, Any]:
     own = entry_name(done.base)
     body: dict[str, Any] = {own: listening(done.insertions, HOST_FORWARD)}
     if not _is_patched(module, done.base):
@@ -175,12 +171,12 @@ def change_class(module: nn.Module, operated: type[nn.Module]) -> None:
 
 def give_back(module: nn.Module) -> None:
     """Make an operated module what it was, without its attention."""
-    done = _done(module)
+    done = alteration_in(module)
     for name in reversed(done.attentions):
         attention = module._modules.pop(name)
-        former = None if attention is None else former_of(attention)
-        if attention is not None and former is not None and not former.is_slot:
-            put_back(module, former, attention)
+        replaced = None if attention is None else replaced_by(attention)
+        if attention is not None and replaced is not None and not replaced.is_slot:
+            put_back(module, replaced, attention)
     set_class(module, _without_surgery(type(module)))
     if HOST_FORWARD in vars(module):
         vars(module)["forward"] = vars(module).pop(HOST_FORWARD)
@@ -203,119 +199,25 @@ _CLASS_STATE = ("__dict__", "__weakref__")
 # Methods of every one-off class.
 
 
-def _host_view(module: nn.Module) -> Any:
-    """Return ``super()`` as the one-off class of ``module`` would, however it was subclassed."""
-    operated = next(cls for cls in type(module).__mro__ if "_surgery" in vars(cls))
-    return super(operated, module)
-
-
-def _renewing(setter: str) -> Any:
-    """Make the setter of the host trace the forward anew where that had read the attribute."""
-
-    def set_and_renew(self: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
-        done, is_read = _done(self), name in _done(self).watched
-        is_listed = done.watches_children and name != "__dict__"
-        before = Attributes(self) if is_read or is_listed else None
-        children = list(self._modules.items()) if is_listed else []
-        getattr(_host_view(self), setter)(name, *args, **kwargs)
-        if before is None or not (is_read or children != list(self._modules.items())):
-            return
-        try:
-            renew(self, done)
-        except BaseException:
-            before.restore()
-            raise
-
-    set_and_renew.__name__ = setter
-    return set_and_renew
-
-
-def _container_methods(base: type[nn.Module]) -> list[str]:
-    """Return the methods by which a container's children are listed and changed."""
-    return [name for name in _CONTAINER_METHODS if hasattr(base, name)]
-
-
-_CONTAINER_METHODS = sorted(
-    {name for cls in (nn.Sequential, nn.ModuleList, nn.ModuleDict) for name in vars(cls)}
-    - set(dir(nn.Module))
-)
-
-
-def _as_host_does(name: str) -> Any:
-    """Make a method of the host's work on its own children, as if there were no attention."""
-
-    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = _done(self)
-        former = twin(self, done)
-        result = getattr(former, name)(*args, **kwargs)
-        if not _is_like(self, former, done):
-            _adopt(self, done, former)
-        return self if result is former else result
-
-    method.__name__ = name
-    return method
-
-
-def _own_children(module: nn.Module, done: Surgery) -> dict[str, nn.Module | None]:
-    return {name: child for name, child in module._modules.items() if name not in done.attentions}
-
-
-def _is_like(module: nn.Module, former: nn.Module, done: Surgery) -> bool:
-    if list(_own_children(module, done).items()) != list(former._modules.items()):
-        return False
-    kept = vars(module)
-    return all(kept.get(n) is each for n, each in vars(former).items() if n not in _ITS_OWN)
-
-
-_ITS_OWN = ("_modules", "forward")
-
-
-def _adopt(module: nn.Module, done: Surgery, former: nn.Module) -> None:
-    """Let the module have what its former self has become."""
-    before, children = Attributes(module), _own_children(module, done)
-    held = {name: module._modules[name] for name in done.attentions}
-    vars(module).update({n: each for n, each in vars(former).items() if n not in _ITS_OWN})
-    in_order(module._modules, [], {**former._modules, **held})
-    try:
-        renew(module, _moved(done, children, former._modules))
-    except BaseException:
-        before.restore()
-        raise
-
-
-def _moved(
-    done: Surgery, before: dict[str, nn.Module | None], now: dict[str, nn.Module | None]
-) -> Surgery:
-    """Return the surgery with its steps at the names that the children have got."""
-    names = {id(child): name for name, child in now.items() if child is not None}
-    renamed_to = {name: names.get(id(child), name) for name, child in before.items()}
-    insertions = tuple(each.renamed(renamed_to) for each in done.insertions)
-    return replace(done, insertions=insertions)
-
-
 def _setstate(self: nn.Module, state: Any) -> None:
-    _host_view(self).__setstate__(state)
-    renew(self, _done(self))
+    host_view(self).__setstate__(state)
+    renew(self, alteration_in(self))
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
-    done = _done(self)
+    done = alteration_in(self)
     if not _is_copied_by_its_state(done.base):
         return (_again, (twin(self, done), done, _attentions(self, done)))
-    with in_former_class(self, done):
+    with in_host_class(self, done):
         reduced: Any = object.__reduce_ex__(self, protocol)
     return (_blank, (done,), *reduced[2:])
 
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    done = _done(self)
+    done = alteration_in(self)
     copied = copy.deepcopy(twin(self, done), memo)
     memo[id(self)] = copied
     return _again(copied, done, copy.deepcopy(_attentions(self, done), memo))
-
-
-def _done(module: nn.Module) -> Surgery:
-    return type(module)._surgery  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_copied_by_its_state(base: type) -> bool:
@@ -326,18 +228,18 @@ def _is_copied_by_its_state(base: type) -> bool:
     )
 
 
-def _blank(done: Surgery) -> nn.Module:
+def _blank(done: Alteration) -> nn.Module:
     """Make an operated module whose state is to come."""
     body = {"_surgery": done, "__setstate__": _setstate}
     return object.__new__(_subclass(done.base, body))
 
 
-def _attentions(module: nn.Module, done: Surgery) -> dict[str, nn.Module]:
+def _attentions(module: nn.Module, done: Alteration) -> dict[str, nn.Module]:
     return {name: module.get_submodule(name) for name in done.attentions}
 
 
-def _again(module: nn.Module, done: Surgery, attentions: dict[str, nn.Module]) -> nn.Module:
-    """Operate on a copy of the former self, which may have left its attention behind."""
+def _again(module: nn.Module, done: Alteration, attentions: dict[str, nn.Module]) -> nn.Module:
+    """Operate on a copy of the host it was, which may have left its attention behind."""
     for name, attention in attentions.items():
         if name not in module._modules:
             module.add_module(name, attention)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-_FORMER = "_stands_for"
+_REPLACED = "_stands_for"
 """Where an attention keeps it: no child, so that it is neither trained nor saved with the host."""
 
 
 @dataclass
-class Former:
+class Replaced:
     """The modules that an attention stands for."""
 
     modules: dict[str, nn.Module]
@@ -24,17 +24,17 @@ class Former:
     order: dict[str, list[str]] = field(default_factory=dict)
     """Path of each container of those -> the names of its children, as they were."""
     is_slot: bool = False
-    """Whether the attention is a child under the name of the former one."""
+    """Whether the attention is a child under the name of the one that it replaces."""
 
 
-def former_of(attention: nn.Module) -> Former | None:
+def replaced_by(attention: nn.Module) -> Replaced | None:
     """Return what ``attention`` took the place of, or None."""
-    return vars(attention).get(_FORMER)
+    return vars(attention).get(_REPLACED)
 
 
-def stand_for(attention: nn.Module, former: Former) -> None:
+def stand_for(attention: nn.Module, replaced: Replaced) -> None:
     """Let ``attention`` keep what it takes the place of."""
-    vars(attention)[_FORMER] = former
+    vars(attention)[_REPLACED] = replaced
 
 
 def succession(attention: nn.Module) -> Iterator[nn.Module]:
@@ -42,36 +42,36 @@ def succession(attention: nn.Module) -> Iterator[nn.Module]:
     found: nn.Module | None = attention
     while found is not None:
         yield found
-        former = former_of(found)
-        found = next(iter(former.modules.values())) if former and former.is_slot else None
+        replaced = replaced_by(found)
+        found = next(iter(replaced.modules.values())) if replaced and replaced.is_slot else None
 
 
-def formers(holder: nn.Module, attentions: Iterable[str]) -> list[Former]:
+def all_replaced(holder: nn.Module, attentions: Iterable[str]) -> list[Replaced]:
     """Return what the forward of ``holder`` needs to run without these attentions."""
     chains = (succession(holder.get_submodule(name)) for name in attentions)
-    found = (former_of(each) for chain in chains for each in chain)
-    return [former for former in found if former is not None and not former.is_slot]
+    found = (replaced_by(each) for chain in chains for each in chain)
+    return [replaced for replaced in found if replaced is not None and not replaced.is_slot]
 
 
 def slots(holder: nn.Module) -> list[str]:
     """Return the names of the children of ``holder`` that stand where another one was."""
     children = (
-        (name, former_of(child)) for name, child in holder._modules.items() if child is not None
+        (name, replaced_by(child)) for name, child in holder._modules.items() if child is not None
     )
-    return [name for name, former in children if former is not None and former.is_slot]
+    return [name for name, replaced in children if replaced is not None and replaced.is_slot]
 
 
-def former_in_slot(holder: nn.Module, name: str) -> Former:
+def replaced_in_slot(holder: nn.Module, name: str) -> Replaced:
     """Return the child called ``name``, whose name the attention gets."""
-    return Former({name: holder.get_submodule(name)}, _home(holder), is_slot=True)
+    return Replaced({name: holder.get_submodule(name)}, _home(holder), is_slot=True)
 
 
-def former_at(holder: nn.Module, paths: Iterable[str]) -> Former:
+def replaced_at(holder: nn.Module, paths: Iterable[str]) -> Replaced:
     """Return the modules at ``paths`` and the order of what is around them."""
     modules = {path: holder.get_submodule(path) for path in paths}
     around = {path.rpartition(".")[0] for path in modules}
     order = {path: list(holder.get_submodule(path)._modules) for path in around}
-    return Former(modules, _home(holder), order)
+    return Replaced(modules, _home(holder), order)
 
 
 def _home(*modules: nn.Module) -> str:
@@ -84,26 +84,26 @@ def _like(*modules: nn.Module) -> torch.Tensor:
     return next((each for each in tensors if each.is_floating_point()), torch.empty(0))
 
 
-def take_out(holder: nn.Module, former: Former) -> None:
+def take_out(holder: nn.Module, replaced: Replaced) -> None:
     """Take the modules out of ``holder``."""
-    for path in former.modules:
+    for path in replaced.modules:
         parent, _, name = path.rpartition(".")
         del holder.get_submodule(parent)._modules[name]
 
 
-def put_back(holder: nn.Module, former: Former, attention: nn.Module) -> None:
+def put_back(holder: nn.Module, replaced: Replaced, attention: nn.Module) -> None:
     """Put the modules back in their order, where the holder has moved to and in its mode."""
-    like, has_moved = _like(holder, attention), _home(holder, attention) != former.made_for
-    for path, module in former.modules.items():
+    like, has_moved = _like(holder, attention), _home(holder, attention) != replaced.made_for
+    for path, module in replaced.modules.items():
         parent, _, name = path.rpartition(".")
         if has_moved:
             module.to(device=like.device, dtype=like.dtype)
         holder.get_submodule(parent)._modules[name] = module.train(attention.training)
-    _order(holder, former)
+    _order(holder, replaced)
 
 
-def _order(holder: nn.Module, former: Former) -> None:
-    for path, names in former.order.items():
+def _order(holder: nn.Module, replaced: Replaced) -> None:
+    for path, names in replaced.order.items():
         children = holder.get_submodule(path)._modules
         in_order(children, names, dict(children))
 
@@ -118,15 +118,15 @@ def in_order(
 
 
 @contextmanager
-def back_for_a_while(holder: nn.Module, found: list[Former]) -> Iterator[None]:
+def back_for_a_while(holder: nn.Module, found: list[Replaced]) -> Iterator[None]:
     """Hold the modules as before, as the host's own forward expects it."""
     try:
-        for former in found:
-            for path, module in former.modules.items():
+        for replaced in found:
+            for path, module in replaced.modules.items():
                 parent, _, name = path.rpartition(".")
                 holder.get_submodule(parent)._modules[name] = module
-            _order(holder, former)
+            _order(holder, replaced)
         yield
     finally:
-        for former in found:
-            take_out(holder, former)
+        for replaced in found:
+            take_out(holder, replaced)

@@ -12,22 +12,22 @@ from torch import fx, nn
 from attn_surgery.errors import SurgeryError
 from attn_surgery.planning import Cut, Decision, build_at
 from attn_surgery.rewriting import (
-    Former,
+    Alteration,
     Insertion,
-    Surgery,
+    Replaced,
     UnfaithfulError,
     Wrapping,
+    alteration_of,
     as_host,
     change_class,
-    former_at,
-    former_in_slot,
     free_name,
     graph_with_attention,
     is_graph_module,
     operated_class,
+    replaced_at,
+    replaced_in_slot,
     set_graph,
     stand_for,
-    surgery_of,
     take_out,
     wrapped_methods,
 )
@@ -46,7 +46,7 @@ class Edit:
     attentions: dict[str, nn.Module] = field(default_factory=dict)
     operated: type[nn.Module] | None = None
     graph: fx.Graph | None = None
-    former: Former | None = None
+    replaced: Replaced | None = None
     """What the module loses, an old attention's children."""
 
 
@@ -60,7 +60,7 @@ def edits(decision: Decision, init: str, step: int) -> list[Edit]:
         asked = (decision.plan.position, decision.plan.existing, init)
         remember(edit.attentions[name], Origin(step, cut.site, cut.chosen.assignment, *asked))
         if cut.method.slot:
-            stand_for(edit.attentions[name], former_in_slot(cut.holder, name))
+            stand_for(edit.attentions[name], replaced_in_slot(cut.holder, name))
         elif cut.method.name == "rewrite":
             edit.insertions.append(cut.insertion(name))
         elif cut.method.name == "wrap":
@@ -86,7 +86,7 @@ def _built(cut: Cut, init: str) -> nn.Module:
 def _prepare(edit: Edit, decision: Decision) -> None:
     """Make the new class of the module, or, where that is what it runs, its new graph."""
     module = edit.module
-    done = surgery_of(module) or Surgery(type(module))
+    done = alteration_of(module) or Alteration(type(module))
     insertions = (*done.insertions, *edit.insertions)
     methods: dict[str, Any] = {}
     if is_graph_module(module):
@@ -120,9 +120,9 @@ def _note_dropped(edit: Edit, dropped: tuple[str, ...]) -> None:
     """Let an attention keep the children of the old one that the new forward does not call."""
     held = [path for path in dropped if _holds(edit.module, path)]
     if held:
-        edit.former = former_at(edit.module, held)
+        edit.replaced = replaced_at(edit.module, held)
         keeper = next(each for each in edit.insertions if each.replaces)
-        stand_for(edit.attentions[keeper.attention], edit.former)
+        stand_for(edit.attentions[keeper.attention], edit.replaced)
 
 
 def _holds(module: nn.Module, path: str) -> bool:
@@ -138,8 +138,8 @@ def carry_out(edit: Edit) -> None:
             module._modules[name] = attention
         else:
             nn.Module.add_module(module, name, attention)  # past what watches the children
-    if edit.former is not None:
-        take_out(module, edit.former)
+    if edit.replaced is not None:
+        take_out(module, edit.replaced)
     if edit.graph is not None and is_graph_module(module):
         set_graph(module, edit.graph, [each.attention for each in edit.insertions])
     if edit.operated is not None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import Tensor, fx, nn
 
 from attn_surgery.host import Attributes
-from attn_surgery.rewriting import former_of, set_class
+from attn_surgery.rewriting import replaced_by, set_class
 
 T = TypeVar("T")
 
@@ -60,8 +60,8 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
         for module in pending.pop().modules():
             if module not in seen:
                 seen.add(module)
-                former = former_of(module)
-                pending += former.modules.values() if former else ()
+                replaced = replaced_by(module)
+                pending += replaced.modules.values() if replaced else ()
                 yield module
 
 
@@ -76,8 +76,10 @@ class _Before:
         if isinstance(module, fx.GraphModule):  # it writes them on its class, which is its own
             own = vars(self.cls)
             self.methods = [(name, own[name]) for name in _GENERATED if name in own]
-        if former := former_of(module):  # what comes back is moved, in place, to where the host is
-            back = former.modules.values()
+        if replaced := replaced_by(
+            module
+        ):  # what comes back is moved, in place, to where the host is
+            back = replaced.modules.values()
             self.data = [(tensor, tensor.data) for each in back for tensor in _tensors(each)]
 
     def restore(self) -> None:

@@ -11,15 +11,15 @@ from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.host import check_host, undisturbed_randomness
 from attn_surgery.planning import Attention, Decision, Plan, Request, Where, decide
 from attn_surgery.rewriting import (
-    Former,
-    former_of,
+    Replaced,
+    alteration_of,
     give_back,
     give_graph_back,
     graph_attentions,
     is_graph_module,
     put_back,
+    replaced_by,
     slots,
-    surgery_of,
 )
 from attn_surgery.surgery.edits import carry_out, edits
 from attn_surgery.surgery.origin import next_step
@@ -183,8 +183,8 @@ def _restored(model: nn.Module) -> nn.Module:
         while names := slots(module):
             for name in names:
                 attention = module.get_submodule(name)
-                put_back(module, _former(attention), attention)
-        if surgery_of(module) is not None:
+                put_back(module, _replaced(attention), attention)
+        if alteration_of(module) is not None:
             give_back(module)
         if is_graph_module(module) and graph_attentions(module):
             give_graph_back(module)
@@ -204,17 +204,17 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
     """
     found = {}
     for path, module in model.named_modules():
-        done = surgery_of(module)
+        done = alteration_of(module)
         in_graph = graph_attentions(module) if is_graph_module(module) else ()
         for name in (*in_graph, *(done.attentions if done else ()), *slots(module)):
             found[f"{path}.{name}" if path else name] = module.get_submodule(name)
     return found
 
 
-def _former(attention: nn.Module) -> Former:
-    former = former_of(attention)
-    assert former is not None
-    return former
+def _replaced(attention: nn.Module) -> Replaced:
+    replaced = replaced_by(attention)
+    assert replaced is not None
+    return replaced
 
 
 def _why_nothing(model: nn.Module, decision: Decision) -> str:

@@ -1,0 +1,107 @@
+"""Why an addition closes no residual block."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from attn_surgery.dataflow.flow import Flow
+from attn_surgery.dataflow.node_kinds import Kind
+from attn_surgery.dataflow.shapes import LAST, MAPS
+from attn_surgery.dataflow.view_shapes import slices_channels
+from attn_surgery.finding.convolutions import is_mixing, is_spatial
+from attn_surgery.finding.shortcuts import Shortcut, takes_part
+from attn_surgery.host.inputs import Shape
+
+
+def refusal_of(flow: Flow, shortcut: Shortcut, branch: fx.Node, end: fx.Node, shape: Shape) -> str:
+    """Return why the addition closes no residual block, or ""."""
+    steps = list(flow.between(shortcut.fork, branch))
+    if shortcut.is_part:
+        whole = flow.leads_past(shortcut.fork, branch, lambda step: takes_part(flow, step))
+        if whole:
+            return "the shortcut keeps only a part of what the branch takes"
+        return "the operands are different parts of one tensor"
+    if shape.channels == 1 and (flow.shape(shortcut.steps[0]).channels or 1) > 1:
+        return "the branch ends in one channel, which the addition spreads over all"
+    if shape.layout == LAST:
+        return "adds tokens or channels-last maps, not (N, C, *spatial)"
+    if _is_partial(flow, end):
+        return "adds to a part of the branch's channels only"
+    if not _is_nonlinear(flow, steps):
+        return "the branch is linear: no residual function"
+    if shortcut.convolutions > 1:
+        return f"the shortcut has {shortcut.convolutions} convolutions: a second branch"
+    return (
+        _convolution_refusal(flow, shortcut.fork, branch, steps)
+        or _resolution_refusal(flow, shortcut, branch)
+        or _shape_refusal(shape)
+    )
+
+
+def _is_partial(flow: Flow, end: fx.Node) -> bool:
+    """Tell whether the branch ends in some channels of a tensor whose others go elsewhere."""
+    if flow.kind(end) is not Kind.SLICE or not slices_channels(end):
+        return False
+    (source,) = flow.inputs[end]
+    return len(flow.value_users[source]) > 1
+
+
+def _resolution_refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> str:
+    if shortcut.upsamples or flow.leads_past(
+        shortcut.fork, branch, lambda step: flow.kind(step) is Kind.UPSAMPLE
+    ):
+        return ""
+    return "merges resolutions: the branch goes down and up again"
+
+
+def _is_nonlinear(flow: Flow, steps: list[fx.Node]) -> bool:
+    return any(
+        flow.kind(step) in _NONLINEAR
+        or (flow.kind(step) in (Kind.MUL, Kind.DIV) and len(set(flow.inputs[step])) > 1)
+        for step in steps
+    )
+
+
+def _shape_refusal(shape: Shape) -> str:
+    if shape.layout != MAPS:
+        return "the layout of the sum is unknown"
+    if shape.channels is None or shape.spatial_dims is None:
+        return "the number of channels or of spatial dims is unknown"
+    return ""
+
+
+def _convolution_refusal(flow: Flow, fork: fx.Node, branch: fx.Node, steps: list[fx.Node]) -> str:
+    """Return why F lacks the convolutions of a residual block, or ""."""
+    convolutions = [step for step in steps if flow.operations[step].convolution is not None]
+    mixing = [step for step in steps if is_mixing(flow, step)]
+    if mixing:
+        is_activated = any(flow.kind(step) is Kind.ACTIVATION for step in steps)
+        is_convolved = not flow.leads_past(fork, branch, lambda step: is_spatial(flow, step))
+        is_bottleneck = len(convolutions) > 1 and not _mixes_raw(flow, fork, mixing)
+        convolves = (is_activated and is_convolved) or is_bottleneck
+        return "" if convolves else "self-attention: mixes positions, not all by convolving them"
+    if any(is_spatial(flow, step) for step in steps):
+        return ""
+    if not convolutions:
+        return "the branch has no convolution"
+    around = [step for step in steps if flow.kind(step) in (Kind.POOL, Kind.FILTER, Kind.REARRANGE)]
+    if len(convolutions) > 1 and any(_lies_between(flow, convolutions, step) for step in around):
+        return ""
+    return "1x1 convolutions only: a channel MLP"
+
+
+def _mixes_raw(flow: Flow, fork: fx.Node, mixing: list[fx.Node]) -> bool:
+    """Tell whether positions are mixed of what no activation has passed, unlike a bottleneck's."""
+    return any(
+        flow.leads_past(fork, step, lambda node: flow.kind(node) is Kind.ACTIVATION)
+        for step in mixing
+    )
+
+
+def _lies_between(flow: Flow, convolutions: list[fx.Node], step: fx.Node) -> bool:
+    return flow.depends(step, convolutions[0]) and any(
+        conv is not step and flow.depends(conv, step) for conv in convolutions
+    )
+
+
+_NONLINEAR = {Kind.ACTIVATION, Kind.SIGMOID, Kind.SOFTMAX, Kind.MIX, Kind.MATH, Kind.OPAQUE}
