@@ -1,5 +1,6 @@
 """Put attention into networks that are already trained, without disturbing a single number."""
 
+import attn_surgery.moved  # noqa: F401
 import attn_surgery.finetune as finetune
 from attn_surgery.attention import available, register
 from attn_surgery.errors import SurgeryError

@@ -434,7 +434,7 @@ def test_what_is_no_attention_stays(block: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["OwnModule", "ChildGate", "TwoAttentions", "InSequential"])
-@pytest.mark.parametrize("step", ["build_at", "_prepare", "carry_out", "stand_for"])
+@pytest.mark.parametrize("step", ["_built", "_prepare", "carry_out", "stand_for"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_failure_at_any_step_leaves_the_host_untouched(
     spelling: str, step: str, nth: int, monkeypatch: pytest.MonkeyPatch

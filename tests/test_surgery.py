@@ -340,7 +340,7 @@ def failing(original, at: int):
 
 
 @pytest.mark.parametrize("at", [1, 2, 8])
-@pytest.mark.parametrize("step", ["build_at", "operated_class", "change_class", "free_name"])
+@pytest.mark.parametrize("step", ["_built", "operated_class", "change_class", "remember"])
 def test_a_failure_at_any_step_leaves_the_host_as_it_was(host, untouched, monkeypatch, step, at):
     monkeypatch.setattr(editing, step, failing(getattr(editing, step), at))
     with pytest.raises(BrokenError):
@@ -354,7 +354,7 @@ def test_a_failure_at_any_step_leaves_the_host_as_it_was(host, untouched, monkey
         (rewritten_forwards, "original"),
         (request, "get_builder"),
         (verbs, "check_host"),
-        (decision, "build"),
+        (request, "build"),
     ],
 )
 def test_a_failure_while_planning_leaves_the_host_as_it_was(

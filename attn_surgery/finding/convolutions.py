@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from attn_surgery.dataflow.flow import Flow
-from attn_surgery.dataflow.node_kinds import Kind
+from attn_surgery.dataflow import Flow, Kind
 
 
 def is_mixing(flow: Flow, step: fx.Node) -> bool:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from attn_surgery.dataflow.flow import Flow
-from attn_surgery.dataflow.node_kinds import Kind
-from attn_surgery.dataflow.shapes import LAST, MAPS
-from attn_surgery.dataflow.view_shapes import slices_channels
+from attn_surgery.dataflow import LAST, MAPS, Flow, Kind, Shape, slices_channels
 from attn_surgery.finding.convolutions import is_mixing, is_spatial
 from attn_surgery.finding.shortcuts import Shortcut, takes_part
-from attn_surgery.host.inputs import Shape
 
 
 def refusal_of(flow: Flow, shortcut: Shortcut, branch: fx.Node, end: fx.Node, shape: Shape) -> str:

@@ -1,6 +1,6 @@
 """planning."""
 
-from attn_surgery.planning.decision import Cut, Decision, build_at, decide
+from attn_surgery.planning.decision import Cut, Decision, decide
 from attn_surgery.planning.request import Attention, Chosen, One, Request, Where, parse_attention
 from attn_surgery.planning.sites import Assignment, Plan, Site
 from attn_surgery.planning.where import Choice, every, last_of_stage, matching, min_channels, stage
@@ -17,7 +17,6 @@ __all__ = [
     "Request",
     "Site",
     "Where",
-    "build_at",
     "decide",
     "every",
     "last_of_stage",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from attn_surgery.attention import build
+from attn_surgery.errors import SurgeryError
 from attn_surgery.finding import OUTPUT, Finding, Survey, survey
 from attn_surgery.host import spells_addition, undisturbed_randomness
 from attn_surgery.planning.methods import Method, choose_method, insertion, wrapping
@@ -17,32 +17,35 @@ from attn_surgery.planning.request import Chosen, Request
 from attn_surgery.planning.rewritten_forwards import Forwards
 from attn_surgery.planning.sites import Plan, Site
 from attn_surgery.planning.where import Candidate
-from attn_surgery.rewriting import Insertion, Wrapping, free_name
+from attn_surgery.rewriting import (
+    Insertion,
+    Rewritten,
+    UnfaithfulError,
+    Wrapping,
+    alteration_of,
+    free_name,
+    is_graph_module,
+)
 from attn_surgery.tracing import modules_intercepted
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A site to be cut, what goes there, and how."""
+    """A site to be cut: what goes there, and how."""
 
     site: Site
-    finding: Finding
-    method: Method
     chosen: Chosen
-
-    @property
-    def holder(self) -> nn.Module:
-        """The module that gets the attention as a child."""
-        return self.finding.block.get_submodule(self.method.holder)
-
-    def insertion(self, name: str) -> Insertion:
-        """Return where the attention called ``name`` goes in the block's forward."""
-        return insertion(self.finding, name, self.method.step)
-
-    def wrapping(self, name: str) -> Wrapping:
-        """Return how the attention called ``name`` goes around an expression."""
-        assert self.method.expression is not None
-        return wrapping(self.finding, name, self.method.expression)
+    block: nn.Module
+    holder: nn.Module
+    """The module that gets the attention as a child."""
+    name: str
+    """The attention's name among the children of the holder."""
+    is_before: bool = False
+    """Where it is attached, whether to what the holder is given, and not to what it returns."""
+    insertion: Insertion | None = None
+    """Where it goes in the holder's forward, which is rewritten."""
+    wrapping: Wrapping | None = None
+    """Around which expression of the holder's source it goes."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,42 @@ class Decision:
 
     plan: Plan
     cuts: tuple[Cut, ...]
-    forwards: Forwards
+    rewritten: Mapping[nn.Module, Rewritten]
+    """The new forward of each module that gets one."""
     survey: Survey
 
 
 @dataclass(frozen=True)
 class _Draft:
+    """A place that was found, and how it can be cut."""
+
     site: Site
     finding: Finding
     method: Method
+
+    @property
+    def holder(self) -> nn.Module:
+        return self.finding.block.get_submodule(self.method.holder)
+
+    def insertion(self, name: str) -> Insertion | None:
+        """Return where the attention called ``name`` goes in the block's forward, if there."""
+        if self.method.name != "rewrite":
+            return None
+        return insertion(self.finding, name, self.method.step)
+
+    def cut(self, name: str, chosen: Chosen) -> Cut:
+        """Return the cut by which the attention gets there as ``name``."""
+        expression = self.method.expression
+        return Cut(
+            self.site,
+            chosen,
+            self.finding.block,
+            self.holder,
+            name,
+            self.method.is_before,
+            self.insertion(name),
+            None if expression is None else wrapping(self.finding, name, expression),
+        )
 
 
 def decide(model: nn.Module, request: Request) -> Decision:
@@ -69,26 +99,16 @@ def decide(model: nn.Module, request: Request) -> Decision:
         SurgeryError: The request cannot be met as it stands.
     """
     request.check()
+    forwards = Forwards()
     with undisturbed_randomness(), modules_intercepted():
         found = survey(model, request.position, replacing=request.existing == "replace")
-        forwards = Forwards()
         owners = Counter(child for module in model.modules() for child in module._modules.values())
         drafts = _once([_draft(each, owners, forwards) for each in found.findings])
-    candidates = [Candidate(draft.site, draft.finding.width) for draft in drafts]
-    selected = request.chosen_among(candidates)
-    cuts, skipped = [], []
-    for draft in drafts:
-        site, chosen = draft.site, request.attention_for(draft.site)
-        if request.position == OUTPUT and site not in selected:
-            continue  # every module of the host is one
-        reason = site.reason or _skip_reason(site, site in selected, chosen, request)
-        if reason or chosen is None:
-            skipped.append(replace(site, reason=reason))
-            continue
-        cuts.append(Cut(site, draft.finding, draft.method, chosen))
-    cuts, clashing = _parted(cuts, forwards)
-    skipped += clashing
+    wanted, skipped = _wanted(drafts, request)
+    wanted, clashing = _parted(wanted, forwards)
+    cuts = _named(wanted)
     _check_attentions(cuts)
+    skipped += clashing
     if request.position != OUTPUT:
         skipped += _unfollowed(model, found)
     plan = Plan(
@@ -98,7 +118,7 @@ def decide(model: nn.Module, request: Request) -> Decision:
         position=request.position,
         existing=request.existing,
     )
-    return Decision(plan, tuple(cuts), forwards, found)
+    return Decision(plan, tuple(cuts), _rewritten(cuts, forwards), found)
 
 
 def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards) -> _Draft:
@@ -135,6 +155,27 @@ def _once(drafts: list[_Draft]) -> list[_Draft]:
     return list(first.values())
 
 
+_Wanted = tuple[_Draft, Chosen]
+
+
+def _wanted(drafts: list[_Draft], request: Request) -> tuple[list[_Wanted], list[Site]]:
+    """Return the places that are to be cut, each with its attention, and the sites of the rest."""
+    candidates = [Candidate(draft.site, draft.finding.width) for draft in drafts]
+    selected = request.chosen_among(candidates)
+    wanted: list[_Wanted] = []
+    skipped: list[Site] = []
+    for draft in drafts:
+        site, chosen = draft.site, request.attention_for(draft.site)
+        if request.position == OUTPUT and site not in selected:
+            continue  # every module of the host is one
+        reason = site.reason or _skip_reason(site, site in selected, chosen, request)
+        if reason or chosen is None:
+            skipped.append(replace(site, reason=reason))
+        else:
+            wanted.append((draft, chosen))
+    return wanted, skipped
+
+
 def _skip_reason(site: Site, is_selected: bool, chosen: Chosen | None, request: Request) -> str:
     if not is_selected:
         return "not selected by where"
@@ -147,27 +188,54 @@ def _skip_reason(site: Site, is_selected: bool, chosen: Chosen | None, request: 
     return ""
 
 
-def _parted(cuts: list[Cut], forwards: Forwards) -> tuple[list[Cut], list[Site]]:
-    """Return the cuts that can be made together, and the sites of those that cannot."""
-    inside: dict[nn.Module, list[Cut]] = {}
-    for cut in cuts:
-        if cut.method.name == "rewrite":
-            inside.setdefault(cut.holder, []).append(cut)
-    refused: dict[int, str] = {
-        id(cut): "cannot be wrapped in a forward that is rewritten for other sites"
-        for cut in cuts
-        if cut.method.name == "wrap" and cut.holder in inside
+def _parted(wanted: list[_Wanted], forwards: Forwards) -> tuple[list[_Wanted], list[Site]]:
+    """Return what can be cut together, and the sites of the rest."""
+    inside: dict[nn.Module, list[_Draft]] = {}
+    for draft, _ in wanted:
+        if draft.method.name == "rewrite":
+            inside.setdefault(draft.holder, []).append(draft)
+    refused = {
+        id(draft): "cannot be wrapped in a forward that is rewritten for other sites"
+        for draft, _ in wanted
+        if draft.method.name == "wrap" and draft.holder in inside
     }
     for block, several in inside.items():
         if len(several) > 1:
             names: list[str] = []
             for _ in several:
                 names.append(free_name(block, names))
-            wanted = [cut.insertion(name) for cut, name in zip(several, names, strict=True)]
-            reasons = forwards.fitting(block, wanted)
-            refused |= {id(cut): why for cut, why in zip(several, reasons, strict=True) if why}
-    sites = [replace(cut.site, reason=refused[id(cut)]) for cut in cuts if id(cut) in refused]
-    return [cut for cut in cuts if id(cut) not in refused], sites
+            insertions = [each.insertion(name) for each, name in zip(several, names, strict=True)]
+            reasons = forwards.try_together(block, [each for each in insertions if each])
+            refused |= {id(draft): why for draft, why in zip(several, reasons, strict=True) if why}
+    sites = [
+        replace(each.site, reason=refused[id(each)]) for each, _ in wanted if id(each) in refused
+    ]
+    return [each for each in wanted if id(each[0]) not in refused], sites
+
+
+def _named(wanted: list[_Wanted]) -> list[Cut]:
+    """Give each attention a name that is free in the module that holds it."""
+    taken: dict[nn.Module, list[str]] = {}
+    cuts: list[Cut] = []
+    for draft, chosen in wanted:
+        names = taken.setdefault(draft.holder, [])
+        names.append(draft.method.slot or free_name(draft.holder, names))
+        cuts.append(draft.cut(names[-1], chosen))
+    return cuts
+
+
+def _rewritten(cuts: list[Cut], forwards: Forwards) -> dict[nn.Module, Rewritten]:
+    """Rewrite the forward of each module that runs attention within it, or did before."""
+    inside: dict[nn.Module, list[Insertion]] = {}
+    for cut in cuts:
+        done = alteration_of(cut.holder)
+        if is_graph_module(cut.holder) or not (cut.insertion or (done and done.insertions)):
+            continue
+        inside.setdefault(cut.holder, []).extend([cut.insertion] if cut.insertion else [])
+    try:
+        return {block: forwards.rewrite(block, tuple(new)) for block, new in inside.items()}
+    except UnfaithfulError as error:  # each insertion was tried alone
+        raise SurgeryError(f"a block that was operated on cannot be rewritten: {error}") from error
 
 
 def _check_attentions(cuts: list[Cut]) -> None:
@@ -179,20 +247,7 @@ def _check_attentions(cuts: list[Cut]) -> None:
     }
     with torch.device("meta"), undisturbed_randomness():
         for cut in kinds.values():
-            build_at(cut, "paper")
-
-
-def build_at(cut: Cut, init: str) -> nn.Module:
-    """Build the attention for a site."""
-    assert cut.site.channels is not None
-    assert cut.site.spatial_dims is not None
-    return build(
-        cut.chosen.attention,
-        cut.site.channels,
-        spatial_dims=cut.site.spatial_dims,
-        init=init,
-        options=cut.chosen.options,
-    )
+            cut.chosen.build(cut.site, "paper")
 
 
 def _unfollowed(model: nn.Module, found: Survey) -> Iterator[Site]:

@@ -91,7 +91,7 @@ def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) ->
             raise UnfaithfulError(f"{step.name!r} is inside a child")
         if finding.spot.is_part:
             raise UnfaithfulError(f"{step.name!r} writes on a part of it")
-        name = forwards.value(block, insertion(finding, free_name(block), step))
+        name = forwards.try_one(block, insertion(finding, free_name(block), step))
     except UnfaithfulError as error:
         if finding.replaces:
             return Method("", step.name, reason=f"its attention cannot be replaced: {error}")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from attn_surgery.attention import check_options, get_builder
+from attn_surgery.attention import build, check_options, get_builder
 from attn_surgery.errors import SurgeryError, check_choice
 from attn_surgery.finding import OUTPUT, POSITIONS
 from attn_surgery.planning.sites import Assignment, Plan, Site
@@ -38,6 +38,18 @@ class Chosen:
             made_by = name if hasattr(name, "__qualname__") else type(name)
             name = f"{made_by.__module__}:{made_by.__qualname__}"  # no name that one may register
         return Assignment(name, {key: _plain(value) for key, value in self.options.items()})
+
+    def build(self, site: Site, init: str) -> nn.Module:
+        """Build the attention for the maps of ``site``."""
+        assert site.channels is not None
+        assert site.spatial_dims is not None
+        return build(
+            self.attention,
+            site.channels,
+            spatial_dims=site.spatial_dims,
+            init=init,
+            options=self.options,
+        )
 
 
 def _plain(value: Any) -> Any:

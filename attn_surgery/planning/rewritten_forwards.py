@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from torch import nn
 
@@ -28,10 +30,9 @@ class Forwards:
     """The forwards that are rewritten; blocks that are built alike share one."""
 
     def __init__(self) -> None:
-        self._originals: dict[object, Original | str] = {}
-        """Or why it cannot be rewritten: the error itself would hold the frames, and the host."""
+        self._originals: _Remembered[Original] = _Remembered()
+        self._expressions: _Remembered[Expression] = _Remembered()
         self._rewritten: dict[object, Rewritten] = {}
-        self._expressions: dict[object, Expression | str] = {}
 
     def original(self, block: nn.Module) -> Original:
         """Trace the forward of ``block``, or return the trace of a block like it.
@@ -41,28 +42,7 @@ class Forwards:
         """
         if (done := alteration_of(block)) and done.wrappings:
             raise UnfaithfulError("its source was wrapped before")
-        alike = likeness(block)
-        if alike not in self._originals:
-            try:
-                with as_host(block):
-                    self._originals[alike] = original(block)
-            except UnfaithfulError as error:
-                self._originals[alike] = str(error)
-        known = self._originals[alike]
-        if isinstance(known, str):
-            raise UnfaithfulError(known)
-        return known
-
-    def rewritten(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
-        """Rewrite the forward of ``block``, or return what a block like it got.
-
-        Raises:
-            UnfaithfulError: Why the forward cannot be rewritten.
-        """
-        key = likeness(block), insertions
-        if key not in self._rewritten:
-            self._rewritten[key] = self.original(block).with_attention(insertions)
-        return self._rewritten[key]
+        return self._originals.get(likeness(block), block, lambda: original(block))
 
     def expression(self, block: nn.Module, finding: Finding) -> Expression:
         """Return the expression in the block's own source that the attention goes around.
@@ -75,37 +55,49 @@ class Forwards:
         if (done := alteration_of(block)) and done.insertions:
             raise UnfaithfulError("its forward was rewritten before")
         key = likeness(block), finding.spot
-        if key not in self._expressions:
-            try:
-                with as_host(block):
-                    self._expressions[key] = expression_of(block, finding.spot)
-            except UnfaithfulError as error:
-                self._expressions[key] = str(error)
-        known = self._expressions[key]
-        if isinstance(known, str):
-            raise UnfaithfulError(known)
-        return known
+        return self._expressions.get(key, block, lambda: expression_of(block, finding.spot))
 
-    def value(self, block: nn.Module, insertion: Insertion) -> str:
-        """Return the name of the value that the insertion would receive.
+    def rewrite(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
+        """Rewrite the forward of ``block``, or return what a block like it got.
+
+        Args:
+            block: Operated on before perhaps: what was inserted then is inserted again.
+            insertions: Those to be added.
+
+        Raises:
+            UnfaithfulError: Why the forward cannot be rewritten.
+        """
+        done = alteration_of(block)
+        insertions = (*(done.insertions if done else ()), *insertions)
+        key = likeness(block), insertions
+        if key not in self._rewritten:
+            self._rewritten[key] = self.original(block).with_attention(insertions)
+        return self._rewritten[key]
+
+    def try_one(self, block: nn.Module, insertion: Insertion) -> str:
+        """Rewrite the forward of ``block`` with the insertion.
+
+        Returns:
+            The name of the value that the attention receives.
 
         Raises:
             UnfaithfulError: Why the forward cannot be rewritten.
         """
         if is_graph_module(block):
             return value_name(block.graph, insertion)
-        return self.rewritten(block, (*_done_in(block), insertion)).after[-1]
+        return self.rewrite(block, (insertion,)).after[-1]
 
-    def fitting(self, block: nn.Module, insertions: list[Insertion]) -> list[str]:
+    def try_together(self, block: nn.Module, insertions: list[Insertion]) -> list[str]:
         """Return, for each insertion, why it does not go with those before it, or ""."""
-        reasons, accepted = [], list(_done_in(block))
+        reasons: list[str] = []
+        accepted: list[Insertion] = []
         graph = copy.deepcopy(block.graph) if is_graph_module(block) else None
         for each in insertions:
             try:
                 if graph is not None:
                     insert_alike([graph], each)
                 else:
-                    self.rewritten(block, (*accepted, each))
+                    self.rewrite(block, (*accepted, each))
             except UnfaithfulError as error:
                 reasons.append(f"cannot be rewritten together with others in its block: {error}")
             else:
@@ -114,6 +106,24 @@ class Forwards:
         return reasons
 
 
-def _done_in(block: nn.Module) -> tuple[Insertion, ...]:
-    done = alteration_of(block)
-    return done.insertions if done is not None else ()
+T = TypeVar("T")
+
+
+class _Remembered(Generic[T]):
+    """What was found for blocks that are alike, or why it was not."""
+
+    def __init__(self) -> None:
+        self._found: dict[object, tuple[T | None, str]] = {}
+        """With the reason as text: the error itself would hold the frames, and the host."""
+
+    def get(self, key: object, block: nn.Module, find: Callable[[], T]) -> T:
+        if key not in self._found:
+            try:
+                with as_host(block):
+                    self._found[key] = find(), ""
+            except UnfaithfulError as error:
+                self._found[key] = None, str(error)
+        found, reason = self._found[key]
+        if found is None:
+            raise UnfaithfulError(reason)
+        return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from attn_surgery.host.compiling import compiled
+from attn_surgery.host import compiled
 
 
 def passing_on(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from attn_surgery.host.compiling import compiled
+from attn_surgery.host import compiled
 
 
 def as_methods(graphs: tuple[fx.Graph, ...], own: str) -> dict[str, Any]:

@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from attn_surgery.errors import SurgeryError
-from attn_surgery.planning import Cut, Decision, build_at
+from attn_surgery.planning import Cut, Decision
 from attn_surgery.rewriting import (
     Alteration,
     Insertion,
     Replaced,
-    UnfaithfulError,
+    Rewritten,
     Wrapping,
     alteration_of,
     as_host,
     change_class,
-    free_name,
     graph_with_attention,
     is_graph_module,
     operated_class,
@@ -55,63 +53,55 @@ def edits(decision: Decision, init: str, step: int) -> list[Edit]:
     found: dict[nn.Module, Edit] = {}
     for cut in decision.cuts:
         edit = found.setdefault(cut.holder, Edit(cut.holder))
-        name = cut.method.slot or free_name(cut.holder, tuple(edit.attentions))
-        edit.attentions[name] = _built(cut, init)
+        attention = edit.attentions[cut.name] = _built(cut, init)
         asked = (decision.plan.position, decision.plan.existing, init)
-        remember(edit.attentions[name], Origin(step, cut.site, cut.chosen.assignment, *asked))
-        if cut.method.slot:
-            stand_for(edit.attentions[name], replaced_in_slot(cut.holder, name))
-        elif cut.method.name == "rewrite":
-            edit.insertions.append(cut.insertion(name))
-        elif cut.method.name == "wrap":
-            edit.wrappings.append(cut.wrapping(name))
+        remember(attention, Origin(step, cut.site, cut.chosen.assignment, *asked))
+        if cut.insertion is not None:
+            edit.insertions.append(cut.insertion)
+        elif cut.wrapping is not None:
+            edit.wrappings.append(cut.wrapping)
+        elif cut.site.method == "swap":
+            stand_for(attention, replaced_in_slot(cut.holder, cut.name))
         else:
-            (edit.attached_before if cut.method.is_before else edit.attached).append(name)
+            (edit.attached_before if cut.is_before else edit.attached).append(cut.name)
     for edit in found.values():
-        _prepare(edit, decision)
+        _prepare(edit, decision.rewritten.get(edit.module))
     return list(found.values())
 
 
 def _built(cut: Cut, init: str) -> nn.Module:
-    block = cut.finding.block
-    tensors = (*cut.holder.parameters(), *block.parameters(), *block.buffers())
+    tensors = (*cut.holder.parameters(), *cut.block.parameters(), *cut.block.buffers())
     like = next((each for each in tensors if each.is_floating_point()), torch.empty(0))
     # elsewhere than on the meta device, the CPU's draws are the same for every host
     place = like.device if like.is_meta else nullcontext()
     with place, nullcontext():  # an interrupt at the end would pass by the last of them
-        attention = build_at(cut, init)
-    return attention.to(device=like.device, dtype=like.dtype).train(block.training)
+        attention = cut.chosen.build(cut.site, init)
+    return attention.to(device=like.device, dtype=like.dtype).train(cut.block.training)
 
 
-def _prepare(edit: Edit, decision: Decision) -> None:
+def _prepare(edit: Edit, rewritten: Rewritten | None) -> None:
     """Make the new class of the module, or, where that is what it runs, its new graph."""
-    module = edit.module
-    done = alteration_of(module) or Alteration(type(module))
-    insertions = (*done.insertions, *edit.insertions)
-    methods: dict[str, Any] = {}
+    module, insertions = edit.module, tuple(edit.insertions)
     if is_graph_module(module):
-        edit.graph = graph_with_attention(module, edit.insertions)
-        insertions = ()
-    if insertions:
-        try:
-            forward = decision.forwards.rewritten(module, insertions)
-        except UnfaithfulError as error:  # each insertion was tried alone
-            raise SurgeryError(f"{done.base.__name__} cannot be rewritten: {error}") from error
-        methods = forward.methods
-        _note_dropped(edit, forward.dropped)
-        done = replace(done, watched=forward.watched, watches_children=forward.watches_children)
-    wrappings = (*done.wrappings, *edit.wrappings)
-    if wrappings:
-        with as_host(module):
-            methods = wrapped_methods(module, wrappings)
-        done = replace(done, watched=frozenset(methods))
+        edit.graph, insertions = graph_with_attention(module, edit.insertions), ()
+    done = alteration_of(module) or Alteration(type(module))
     done = replace(
         done,
-        insertions=insertions,
-        wrappings=wrappings,
+        insertions=(*done.insertions, *insertions),
+        wrappings=(*done.wrappings, *edit.wrappings),
         attached=(*done.attached, *edit.attached),
         attached_before=(*done.attached_before, *edit.attached_before),
     )
+    methods: dict[str, Any] = {}
+    if rewritten is not None:
+        methods = rewritten.methods
+        _note_dropped(edit, rewritten.dropped)
+        watches = rewritten.watches_children
+        done = replace(done, watched=rewritten.watched, watches_children=watches)
+    if done.wrappings:
+        with as_host(module):
+            methods = wrapped_methods(module, done.wrappings)
+        done = replace(done, watched=frozenset(methods))
     if done.attentions:
         edit.operated = operated_class(module, done, methods)
 
