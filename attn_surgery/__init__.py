@@ -1,12 +1,16 @@
 """Put attention into networks that are already trained, without disturbing a single number."""
 
-import attn_surgery.moved  # noqa: F401
-import attn_surgery.finetune as finetune
-from attn_surgery.attention import available, register
+from typing import TYPE_CHECKING
+
 from attn_surgery.errors import SurgeryError
-from attn_surgery.planning import Plan, Site
-from attn_surgery.reporting import Report, Row, report
-from attn_surgery.surgery import apply, inserted, load, plan, remove, save
+from attn_surgery.names import imported_when_asked
+
+if TYPE_CHECKING:
+    from attn_surgery import choosing, finetune
+    from attn_surgery.attention import available, register
+    from attn_surgery.planning import Plan, Site
+    from attn_surgery.reporting import Report, Row, report
+    from attn_surgery.surgery import apply, inserted, load, plan, remove, save
 
 __all__ = [
     "Plan",
@@ -16,6 +20,7 @@ __all__ = [
     "SurgeryError",
     "apply",
     "available",
+    "choosing",
     "finetune",
     "inserted",
     "load",
@@ -25,3 +30,19 @@ __all__ = [
     "report",
     "save",
 ]
+
+__getattr__ = imported_when_asked(
+    __name__,
+    {
+        "attention": ["available", "register"],
+        "choosing": [],
+        "finetune": [],
+        "planning": ["Plan", "Site"],
+        "reporting": ["Report", "Row", "report"],
+        "surgery": ["apply", "inserted", "load", "plan", "remove", "save"],
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

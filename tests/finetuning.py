@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -16,8 +15,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attn_surgery.cli.finetune import add_commands
-from attn_surgery.errors import SurgeryError
+from attn_surgery.cli import main
 from attn_surgery.finetune.recipe.reading import parse_recipe
 from attn_surgery.finetune.recipe.tables import Recipe
 
@@ -104,14 +102,7 @@ def write_recipe(path: Path, table: dict[str, Any]) -> str:
 
 def command(words: list[str]) -> int:
     """Do what the command line does."""
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(required=True))
-    arguments = parser.parse_args(words)
-    try:
-        return arguments.run(arguments)
-    except SurgeryError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return main(words)
 
 
 def killed(words: list[str], number: int, delays: list[float], output: Path) -> list[int]:

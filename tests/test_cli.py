@@ -14,10 +14,12 @@ import pytest
 
 from attn_surgery import cli
 from attn_surgery.attention import available
-from attn_surgery.cli import program
+from attn_surgery.cli import parser
+from attn_surgery.cli import plan as plan_command
 from attn_surgery.cli import report as report_command
-from attn_surgery.cli.arguments import parse_setting
+from attn_surgery.cli.parser import parse_setting
 from attn_surgery.host.load import load_model
+from attn_surgery.reporting.formats import FORMATS
 from attn_surgery.reporting.measuring.conditions import accelerator, device_name
 
 ROOT = Path(__file__).parent.parent
@@ -312,11 +314,33 @@ def test_usage_errors(capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", [["--help"], ["plan", "--help"], ["finetune", "--help"], ["cut"], ["plan", "--cut"]]
+)
+def test_help_and_mistakes_wait_for_no_import(words):
+    text = f"""
+import sys
+from attn_surgery.cli import main
+try:
+    main({words!r})
+finally:
+    late = {{"torch", "torchvision", "timm", "numpy"}} & sys.modules.keys()
+    assert not late, late
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert "AssertionError" not in done.stderr
+    assert done.returncode == (0 if "--help" in words else 2)
+
+
+def test_the_formats_of_the_words_are_those_of_the_report():
+    assert parser.FORMATS == FORMATS
+
+
 def test_interrupt(monkeypatch, capsys):
     def interrupted(name, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "load_model", interrupted)
+    monkeypatch.setattr(plan_command, "load_model", interrupted)
     assert run(capsys, "plan", "resnet18") == (130, "", "")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery.rewriting.replaced_modules import former_of
+from attn_surgery.rewriting.replaced_modules import replaced_by
 from attn_surgery.tracing.tensor_factories import FACTORIES
 
 PACKAGE = str(Path(attn_surgery.__file__).parent)
@@ -155,7 +155,7 @@ def everything(host: nn.Module) -> list[Any]:
     found: list[Any] = [list(host.state_dict()), list(attn_surgery.inserted(host).items())]
     pending: list[tuple[str, nn.Module]] = list(host.named_modules(remove_duplicate=False))
     for path, module in pending:
-        former = former_of(module)
+        former = replaced_by(module)
         if former is not None:
             for name, inside in former.modules.items():
                 pending += inside.named_modules(prefix=f"{path} for {name}")
@@ -182,7 +182,7 @@ def tensors(host: nn.Module) -> dict[str, Tensor]:
     found = {}
     for i, module in enumerate(modules):
         for path, inside in module.named_modules():
-            former = former_of(inside)
+            former = replaced_by(inside)
             modules += former.modules.values() if former else ()
             for name, each in (*inside._parameters.items(), *inside._buffers.items()):
                 if each is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from attn_surgery.cli import program
+from attn_surgery.cli.parser import parse
 from attn_surgery.finetune.experiment.checking import check_recipe
 from attn_surgery.finetune.recipe.reading import parse_recipe, shipped, tomllib
 
@@ -39,7 +39,7 @@ def test_commands_are_understood():
     commands = re.findall(r"(?:^|/|\$ )attn-surgery (\w.*)$", text, re.MULTILINE)
     assert {each.split()[0] for each in commands} == {"plan", "report", "finetune", "evaluate"}
     for each in commands:
-        program._parser().parse_args(shlex.split(each, comments=True))  # exits where it cannot
+        parse(shlex.split(each, comments=True))  # exits where it cannot
 
 
 def test_links_lead_somewhere():

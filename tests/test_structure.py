@@ -20,6 +20,7 @@ NAME = "attn_surgery"
 
 ROOMS = [
     "errors",
+    "names",
     "host",
     "attention.construction",
     "attention",
@@ -121,6 +122,14 @@ def test_within_a_room_no_file_imports_in_a_circle():
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_small(name):
     assert len(FILES[name].read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize("package", [attn_surgery, attn_surgery.finetune])
+def test_public_names_are_there_when_asked_for(package):
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="no attribute 'aply'"):
+        _ = package.aply
 
 
 def test_every_folder_is_installed():

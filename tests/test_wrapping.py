@@ -357,7 +357,7 @@ def noisy(x: Tensor) -> Tensor:
 class MultipliesMoreInTraining(Block):
     """What is multiplied first in training is a tuple of sizes."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         with torch.enable_grad():
             f = self.b(torch.relu(self.a(x)))
             if self.training:

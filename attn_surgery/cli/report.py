@@ -3,15 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from attn_surgery.cli.arguments import ATTENTION_HELP, MODEL_HELP, add_surgery_options, asked
+from attn_surgery.cli.parser import INTERRUPTED
+from attn_surgery.cli.surgery_options import asked
 from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.host import Input, load_model, parse_input
 from attn_surgery.planning import parse_attention
 from attn_surgery.reporting import (
-    FORMATS,
     Report,
     Row,
     accelerator,
@@ -22,65 +21,11 @@ from attn_surgery.reporting import (
     report,
 )
 
-INTERRUPTED = 130
-
 _CONDITIONS = ("batch_size", "dtype", "autocast", "channels_last", "compile", "threads", "seconds")
 
 
-def add_report(commands: Any) -> None:
-    """Add the command to a parser's commands."""
-    command = commands.add_parser("report", help="show what attention would cost")
-    command.set_defaults(run=_run)
-    command.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
-    command.add_argument(
-        "--attention",
-        nargs="+",
-        default=["se", "cbam"],
-        metavar="NAME",
-        help=f"{ATTENTION_HELP}; default: se cbam",
-    )
-    command.add_argument(
-        "--input",
-        metavar="3x224x224",
-        help="shape of one input, channels first; several with commas; or package.module:callable "
-        "for a function that makes the input",
-    )
-    command.add_argument("--pretrained", action="store_true", help="download the default weights")
-    command.add_argument("--checkpoint", metavar="FILE", help="state dict that has to fit")
-    add_surgery_options(command)
-    command.add_argument("--init", default="identity", help="identity (default) or paper")
-    command.add_argument("--per-site", action="store_true", help="break the counts down by block")
-    _add_measuring(command.add_argument_group("measuring"))
-    _add_output(command.add_argument_group("output"))
-
-
-def _add_measuring(group: Any) -> None:
-    group.add_argument("--no-latency", action="store_true", help="count only, which is fast")
-    group.add_argument("--train", action="store_true", help="measure a training step, too")
-    group.add_argument("--device", help="default: the accelerator if there is one, else cpu")
-    group.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
-    group.add_argument("--dtype", help="convert to float16, bfloat16, ...")
-    group.add_argument("--autocast", metavar="DTYPE", help="measure under autocast")
-    group.add_argument("--channels-last", action="store_true", help="measure channels last")
-    group.add_argument("--compile", action="store_true", help="measure through torch.compile")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    group.add_argument(
-        "--seconds", type=float, default=5.0, metavar="S", help="a measurement's time (default: 5)"
-    )
-    group.add_argument(
-        "--progress", action="store_true", default=None, help="show a bar, terminal or not"
-    )
-
-
-def _add_output(group: Any) -> None:
-    group.add_argument("--format", choices=FORMATS, default="table", help="default: table")
-    group.add_argument("--output", type=Path, metavar="FILE", help="write there, do not print")
-    group.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw added latency against parameters"
-    )
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Show the report that the words ask for."""
     keywords = _keywords(arguments)
     _check_files(arguments)
     parts: list[Report] = []

@@ -1,7 +1,7 @@
 """reporting."""
 
 from attn_surgery.reporting.catalogue import catalogue, listing_table
-from attn_surgery.reporting.formats import FORMATS, render
+from attn_surgery.reporting.formats import render
 from attn_surgery.reporting.measuring import accelerator, checked_device, device_name
 from attn_surgery.reporting.plot import check_plot, plot
 from attn_surgery.reporting.report import report
@@ -9,7 +9,6 @@ from attn_surgery.reporting.result import Report
 from attn_surgery.reporting.rows import Row
 
 __all__ = [
-    "FORMATS",
     "Report",
     "Row",
     "accelerator",

@@ -9,7 +9,8 @@ from torch import nn
 
 from attn_surgery.errors import SurgeryError, check_choice, nearest
 from attn_surgery.finetune.data import Splits
-from attn_surgery.finetune.recipe import CONTROL, HOST, Data, Recipe, Stage, Surgery, surgery_of
+from attn_surgery.finetune.experiment.variants import surgery_of
+from attn_surgery.finetune.recipe import CONTROL, HOST, Data, Recipe, Stage, Surgery
 from attn_surgery.planning import Request
 from attn_surgery.surgery import plan
 

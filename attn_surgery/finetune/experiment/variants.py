@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 
+from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.process import derived
-from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe, surgery_of
-from attn_surgery.planning import Plan
+from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe, Surgery
+from attn_surgery.planning import Plan, parse_attention
 from attn_surgery.surgery import apply
 
 
@@ -38,3 +40,17 @@ def starts_as_host(recipe: Recipe, variant: str) -> bool:
     attention, asked = surgery_of(recipe.surgery, variant)
     existing = attention.existing if isinstance(attention, Plan) else asked["existing"]
     return recipe.surgery.init == "identity" and existing != "replace"
+
+
+def surgery_of(surgery: Surgery, variant: str) -> tuple[Any, dict[str, Any]]:
+    """Return the attention of a variant, and the keywords of `attn_surgery.plan`.
+
+    Raises:
+        SurgeryError: Its options are no table.
+    """
+    options = surgery.options.get(variant, {})
+    if not isinstance(options, dict):
+        raise SurgeryError(f"surgery.options.{variant} must be a table, not {options!r}")
+    where = list(surgery.where) or None
+    words = {"where": where, "position": surgery.position, "existing": surgery.existing}
+    return parse_attention(variant), {**words, **options}

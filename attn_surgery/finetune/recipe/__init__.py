@@ -1,16 +1,7 @@
 """finetune.recipe."""
 
 from attn_surgery.finetune.recipe.reading import override, parse_recipe, read_recipe, shipped
-from attn_surgery.finetune.recipe.tables import (
-    CONTROL,
-    HOST,
-    Data,
-    Host,
-    Recipe,
-    Stage,
-    Surgery,
-    surgery_of,
-)
+from attn_surgery.finetune.recipe.tables import CONTROL, HOST, Data, Host, Recipe, Stage, Surgery
 
 __all__ = [
     "CONTROL",
@@ -24,5 +15,4 @@ __all__ = [
     "parse_recipe",
     "read_recipe",
     "shipped",
-    "surgery_of",
 ]

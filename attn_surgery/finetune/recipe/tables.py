@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attn_surgery.errors import SurgeryError
-from attn_surgery.planning import parse_attention
-
 CONTROL = "control"
 HOST = "host"
 
@@ -260,17 +257,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return value
-
-
-def surgery_of(surgery: Surgery, variant: str) -> tuple[Any, dict[str, Any]]:
-    """Return the attention of a variant, and the keywords of `attn_surgery.plan`.
-
-    Raises:
-        SurgeryError: Its options are no table.
-    """
-    options = surgery.options.get(variant, {})
-    if not isinstance(options, dict):
-        raise SurgeryError(f"surgery.options.{variant} must be a table, not {options!r}")
-    where = list(surgery.where) or None
-    words = {"where": where, "position": surgery.position, "existing": surgery.existing}
-    return parse_attention(variant), {**words, **options}

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from attn_surgery.errors import SurgeryError
+from attn_surgery.finetune.experiment import surgery_of
 from attn_surgery.finetune.process import need, write_json
-from attn_surgery.finetune.recipe import HOST, Recipe, surgery_of
+from attn_surgery.finetune.recipe import HOST, Recipe
 from attn_surgery.finetune.results.outcome import Costs, Line, Outcome
 from attn_surgery.host import write_whole
 from attn_surgery.reporting import report
