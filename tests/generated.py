@@ -1989,8 +1989,9 @@ def blocks(
         addition = draw(st.sampled_from(additions))
         drop = draw(st.sampled_from(list(DROPS)))
         is_unfaithful = addition in UNFAITHFUL or drop in UNFAITHFUL_DROPS
-        # before, no expression can be wrapped; nor can a parametrized convolution be attached to
-        needs_child = is_unfaithful and sys.version_info < (3, 11)
+        # before, no expression can be wrapped, and never one that a loop calls; nor can a
+        # parametrized convolution be attached to
+        needs_child = is_unfaithful and (sys.version_info < (3, 11) or addition == "loop")
         convs = ("plain", "standardised") if needs_child else CONVS
         full = Shape(
             shape.dims,

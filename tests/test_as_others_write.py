@@ -560,6 +560,27 @@ def test_a_layer_scale_behind_a_divisive_norm_in_a_flat_graph(
     assert after == scaled.all_input_nodes[0].name
 
 
+class NormedFirst(nn.Module):
+    """Runs one block twice: norm, convolution, layer scale."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        (self.c1, self.c2), self.norm = convs(c), Divisive(c, torch.rsqrt)
+        self.scale = nn.Parameter(torch.ones(c, 1, 1))
+
+    def block(self, x: Tensor) -> Tensor:
+        return self.c2(F.leaky_relu(self.c1(self.norm(x)))) * self.scale.view(1, -1, 1, 1) + x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.block(x))
+
+
+def test_a_norm_before_the_convolutions_is_none_of_the_branchs_end() -> None:
+    host = NormedFirst(8)
+    flat = fx.GraphModule(host, fx.Tracer().trace(host))
+    assert [site.after for site in attn_surgery.plan(flat, "se").sites] == ["c2", "c2"]
+
+
 def test_a_gate_by_a_root_of_a_sigmoid_is_one():
     gate = Divisive(8, lambda total: torch.sqrt(torch.sigmoid(total)))
     plan = attn_surgery.plan(Normed(8, gate), "se")

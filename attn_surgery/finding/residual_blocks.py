@@ -7,6 +7,7 @@ sum is one of maps ``(N, C, *spatial)`` (He et al. 2015, arXiv:1512.03385, secti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -179,18 +180,45 @@ def _normalises(flow: Flow, product: fx.Node) -> bool:
     weights = [each for each in product.all_input_nodes if each not in flow.inputs]
     if all(flow.is_number(each) for each in weights):
         return False
-    pending, seen, divides = list(product.all_input_nodes), set(weights), False
-    while pending:
-        node = pending.pop()
-        divides |= function_name(node) in ("rsqrt", "sqrt") and node.op.startswith("call_")
-        if node not in seen and node.op != "placeholder":
-            seen.add(node)
-            if owner(node) is owner(product):
-                pending += node.all_input_nodes
+    scaled = _behind(product, lambda each: each not in weights and _scales(flow, each))
+    roots = [each for each in scaled if _is_root(each)]
+    norm = scaled.union(*(_behind(root, lambda each: each not in scaled) for root in roots))
     # in a flat graph, where a norm is no call, its weight is held where its other tensors are
-    theirs = {_holder(each) for each in seen.difference(weights) if each.op == "get_attr"}
+    theirs = {_holder(each) for each in norm.difference(weights) if each.op == "get_attr"}
     own = {_holder(each) for each in _attributes_behind(weights)}
-    return divides and not (own and theirs and own.isdisjoint(theirs))
+    return bool(roots) and not (own and theirs and own.isdisjoint(theirs))
+
+
+def _behind(node: fx.Node, goes_on: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Return what was made before ``node`` in its own call, back to where ``goes_on`` is false."""
+    pending, found = list(node.all_input_nodes), set[fx.Node]()
+    while pending:
+        each = pending.pop()
+        if each not in found and each.op != "placeholder":
+            found.add(each)
+            if owner(each) is owner(node) and goes_on(each):
+                pending += each.all_input_nodes
+    return found
+
+
+def _scales(flow: Flow, node: fx.Node) -> bool:
+    return flow.kind(node) in _SCALING and not _is_root(node)
+
+
+_SCALING = {
+    Kind.MUL,
+    Kind.DIV,
+    Kind.ADD,
+    Kind.SUB,
+    Kind.MATH,
+    Kind.VIEW,
+    Kind.IDENTITY,
+    Kind.UPSAMPLE,
+}
+
+
+def _is_root(node: fx.Node) -> bool:
+    return node.op.startswith("call_") and function_name(node) in ("rsqrt", "sqrt")
 
 
 def _attributes_behind(weights: list[fx.Node]) -> list[fx.Node]:
