@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from attn_surgery.finetune.data.batches import Loading, Prepared, Splits
 from attn_surgery.finetune.data.datasets import Source
-from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.loop import train_stage
 from attn_surgery.finetune.experiment.progress import Display
 from attn_surgery.finetune.experiment.run import Run
@@ -44,7 +44,7 @@ from attn_surgery.surgery.verbs import apply
 STAGE = Stage(epochs=1, lr=1e-3)
 
 
-class Unmeasured(Lab):
+class Unmeasured(Context):
     """Only steps are timed."""
 
     def measure(self, model: nn.Module) -> dict[str, float]:
@@ -82,8 +82,8 @@ def ours(
     recipe = Recipe(Host("-"), Data(batch_size=batch), (STAGE,))
     task, loading = Classification(), Loading(batch)
     updates = len(split) // batch
-    lab = Unmeasured(recipe, task, splits, loading, accelerator)
-    run = Unsaved(lab, "control", 0, model)
+    context = Unmeasured(recipe, task, splits, loading, accelerator)
+    run = Unsaved(context, "control", 0, model)
     run.display = Display("loop", updates, 0, folder)
     run.saved_at = time.monotonic()
     training = set_up(

@@ -15,7 +15,7 @@ from attn_surgery.finetune.data.batches import open_data
 from attn_surgery.finetune.experiment.checking import check_recipe
 from attn_surgery.finetune.recipe.reading import read_recipe
 from attn_surgery.finetune.recipe.tables import Data
-from attn_surgery.finetune.tasks.by_name import KINDS
+from attn_surgery.finetune.tasks.by_name import TASKS
 from attn_surgery.finetune.tasks.dense import Detection, average_precision
 from tests.test_finetune_recipes import write_voc
 
@@ -62,7 +62,7 @@ def masks(tmp_path: Path, **changes: Any) -> Data:
 
 def test_masks_of_more_classes_than_there_are(tmp_path):
     data = masks(tmp_path, classes=2)
-    splits = open_data(data, None, KINDS["segmentation"].transforms)
+    splits = open_data(data, None, TASKS["segmentation"].transforms)
     with pytest.raises(
         SurgeryError, match=r"number 2: .*its mask has the class 2, but data.classes=2"
     ):
@@ -72,9 +72,9 @@ def test_masks_of_more_classes_than_there_are(tmp_path):
 def test_a_segmentation_net_of_other_classes():
     model = nn.Conv2d(3, 4, 1)
     batch = torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
-    KINDS["segmentation"].check_output(model, batch, 4)
+    TASKS["segmentation"].check_output(model, batch, 4)
     with pytest.raises(SurgeryError, match=r"output is \(2, 4, 8, 8\) for masks .* of 3 classes"):
-        KINDS["segmentation"].check_output(model, batch, 3)
+        TASKS["segmentation"].check_output(model, batch, 3)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_segmentation_net_of_other_classes():
 )
 def test_what_a_task_does_not_read_is_refused(task, given, told):
     with pytest.raises(SurgeryError, match=told):
-        KINDS[task].transforms(Data(task=task, **given), {"input_size": (3, 8, 8)}, True)
+        TASKS[task].transforms(Data(task=task, **given), {"input_size": (3, 8, 8)}, True)
 
 
 def test_the_word_head_is_for_classifiers():

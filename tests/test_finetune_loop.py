@@ -11,7 +11,7 @@ import torch
 
 import attn_surgery
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.loop import train
 from attn_surgery.finetune.experiment.remeasuring import remeasure
 from attn_surgery.finetune.experiment.run import Run
@@ -88,11 +88,11 @@ def test_the_attention_alone_brings_it_back(digits):
 def test_attention_alone_moves_nothing_of_the_host(tmp_path):
     stage = {"trains": "attention", "epochs": 2, "lr": 0.1, "weight_decay": 0.1, "ema": 0.5}
     recipe = tiny(tmp_path, stages=[stage], control=False)
-    lab = Lab.of(recipe)
-    start = lab.fresh_host(0)
+    context = Context.of(recipe)
+    start = context.fresh_host(0)
     model = operated(recipe, "cbam", 0, start)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    train(Run(lab, "cbam", 0, model))
+    train(Run(context, "cbam", 0, model))
     host = start.state_dict().keys()
     after = model.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in host)

@@ -26,7 +26,7 @@ from attn_surgery.finetune.data.batches import Loading, train_batches
 from attn_surgery.finetune.data.datasets import open_source
 from attn_surgery.finetune.experiment import context
 from attn_surgery.finetune.experiment.checking import check_together
-from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.progress import Display
 from attn_surgery.finetune.experiment.remeasuring import remeasure
 from attn_surgery.finetune.hosts import build_host, fit_head, head_path
@@ -35,7 +35,7 @@ from attn_surgery.finetune.recipe.reading import override, parse_recipe
 from attn_surgery.finetune.recipe.tables import Data, Host, Stage
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
-from attn_surgery.finetune.tasks.by_name import KINDS
+from attn_surgery.finetune.tasks.by_name import TASKS
 from attn_surgery.finetune.training.stage import choose_trained, keep_statistics
 from tests.finetuning import DRIVER, TINY, launched, tiny, weights, within, write_recipe
 from tests.test_finetune_recipes import picture, write_folder
@@ -157,8 +157,8 @@ def test_sixteen_bits(tmp_path, channels):
             Image.fromarray(pixels).save(tmp_path / split / name / "0.png")
     host = {"model": SMALL, "options": {"channels": channels}}
     data = of_folder(tmp_path, channels=channels, batch_size=2)
-    lab = Lab.of(tiny(tmp_path / "out", host=host, data=data, **SHORT))
-    dark, light = (lab.splits.val[i, 0][0].mean().item() for i in range(2))
+    context = Context.of(tiny(tmp_path / "out", host=host, data=data, **SHORT))
+    dark, light = (context.splits.val[i, 0][0].mean().item() for i in range(2))
     assert light - dark > 0.5
 
 
@@ -357,12 +357,12 @@ def test_one_process_of_a_machine_downloads(monkeypatch, first):
     accelerator: Any = types.SimpleNamespace(
         is_local_main_process=first, local_main_process_first=contextlib.nullcontext
     )
-    context._opened(Data(download=True), nn.Identity(), KINDS["classification"], accelerator)
+    context._opened(Data(download=True), nn.Identity(), TASKS["classification"], accelerator)
     assert asked == [first]
 
 
 def test_fewer_images_than_processes(tmp_path):
-    own = Lab.of(tiny(tmp_path, data=within("data", val_limit=1)))
+    own = Context.of(tiny(tmp_path, data=within("data", val_limit=1)))
     host = own.fresh_host(0)
     with pytest.raises(SurgeryError, match="1 images to measure on, for 2 processes"):
         check_together(own.recipe, host, host, own.splits, 2)

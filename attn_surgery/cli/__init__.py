@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: words are read first, torch is imported once there is something to do."""
 
 from attn_surgery.cli.program import main
 

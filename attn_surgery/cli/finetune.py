@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from attn_surgery.finetune.experiment import Lab, rehearse
+from attn_surgery.finetune.experiment import Context, rehearse
 from attn_surgery.finetune.process import Interrupted
 from attn_surgery.finetune.recipe import Recipe, read_recipe
 from attn_surgery.finetune.running import run_recipe
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the recipe that the words ask for."""
     recipe = recipe_of(arguments)
     if arguments.check:
-        rehearse(Lab.of(recipe))
+        rehearse(Context.of(recipe))
         print(f"{arguments.recipe}: nothing is wrong with it")
         return 0
     try:

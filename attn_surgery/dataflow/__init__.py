@@ -1,4 +1,9 @@
-"""dataflow."""
+"""What a trace means: which kind of operation each node is, and which shapes flow where.
+
+`Flow` answers all questions that finding asks of a trace: what depends on what, what a value is by
+now if it was changed in place, how many channels and spatial dims it has. Only what is certain is
+said.
+"""
 
 from attn_surgery.dataflow.flow import Flow
 from attn_surgery.dataflow.node_kinds import Kind, argument, function_name, is_item_set

@@ -1,4 +1,11 @@
-"""host."""
+"""The host as it is given: loaded, refused or copied, its code read, its state kept.
+
+Here a name becomes a model (`load_model`) and weights become its own; models that cannot be
+operated on are refused with what to do instead; inputs are made. What a module's code does is read
+from its bytecode and source (`entry`, `inspect_forward`), and whatever is done to a module for a
+while is undone (`Attributes`, `in_mode`, `undisturbed_randomness`). Nothing here knows what a trace
+or an attention is.
+"""
 
 from attn_surgery.host.bytecode import (
     Place,

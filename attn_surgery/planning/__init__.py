@@ -1,4 +1,9 @@
-"""planning."""
+"""What is to be done: from what the user asks for to a decision.
+
+A `Request` is checked, the places are found, and for each one it is decided whether it is cut, by
+which method, and what for: all is tried, nothing is changed. `decide` hands on a `Decision`: the
+`Plan` that the user sees, and each `Cut` with all that carrying it out needs.
+"""
 
 from attn_surgery.planning.decision import Cut, Decision, decide
 from attn_surgery.planning.request import Attention, Chosen, One, Request, Where, parse_attention

@@ -1,4 +1,8 @@
-"""reporting."""
+"""The report: what attention costs in a host, counted and measured on copies of it.
+
+`report` makes rows (`Row`) and hands on a `Report`, which knows how it is shown: as a table, in
+another format, as a picture. The catalogue does the same for the attentions alone.
+"""
 
 from attn_surgery.reporting.catalogue import catalogue, listing_table
 from attn_surgery.reporting.formats import render

@@ -1,4 +1,10 @@
-"""tracing."""
+"""What a trace is, and how one is made of a module's forward.
+
+A trace (`Trace`) is a ``torch.fx`` graph whose nodes know in which call of which module, and where
+in the code, they were made. `trace` makes them: it follows a forward along its ways, children kept
+whole or followed inside, and leaves the host as it was. Nothing here knows what a residual block
+is.
+"""
 
 from attn_surgery.tracing.einops_calls import (
     Side,

@@ -1,4 +1,8 @@
-"""attention.construction."""
+"""How an attention is built, checked and registered.
+
+The pieces that several share (gates, options, batches of any size), the identity start for those
+that have none, the registry, and what timm brings.
+"""
 
 from attn_surgery.attention.construction.any_batch import batched, is_empty, std_mean, unbatched
 from attn_surgery.attention.construction.building import build

@@ -11,11 +11,11 @@ from attn_surgery.errors import SurgeryError, check_choice, nearest
 from attn_surgery.finetune.data import Splits
 from attn_surgery.finetune.experiment.variants import surgery_of
 from attn_surgery.finetune.recipe import CONTROL, HOST, Data, Recipe, Stage, Surgery
+from attn_surgery.finetune.tasks import TASKS
 from attn_surgery.planning import Request
 from attn_surgery.surgery import plan
 
 SCHEDULES = ("cosine", "poly", "tanh", "step", "multistep", "constant")
-TASKS = ("classification", "detection", "segmentation")
 _AT_LEAST = {
     "epochs": 1,
     "accumulate": 1,
@@ -65,7 +65,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _check_data(data: Data) -> None:
-    check_choice("data.task", data.task, TASKS)
+    check_choice("data.task", data.task, tuple(TASKS))
     if data.channels not in {1, 3}:
         raise SurgeryError(f"data.channels={data.channels!r} must be 1 or 3")
     _check_number("data.batch_size", data.batch_size, at_least=1)

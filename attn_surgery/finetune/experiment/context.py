@@ -20,11 +20,11 @@ from attn_surgery.finetune.experiment.evaluation import measure
 from attn_surgery.finetune.hosts import build_host
 from attn_surgery.finetune.process import Wish, need
 from attn_surgery.finetune.recipe import Data, Recipe
-from attn_surgery.finetune.tasks import KINDS, Metrics, Task
+from attn_surgery.finetune.tasks import TASKS, Metrics, Task
 
 
 @dataclass(frozen=True)
-class Lab:
+class Context:
     """Where an experiment is carried out.
 
     Attributes:
@@ -48,7 +48,7 @@ class Lab:
     scaler: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Lab:
+    def of(cls, recipe: Recipe) -> Context:
         """Open what a recipe names, and check everything.
 
         Raises:
@@ -60,7 +60,7 @@ class Lab:
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
         accelerator = _accelerator(recipe)
-        task = KINDS[recipe.data.task]
+        task = TASKS[recipe.data.task]
         plain = build_host(recipe.host, 0, 0)
         splits = _opened(recipe.data, plain, task, accelerator)
         host = build_host(recipe.host, splits.classes if task.has_head else 0, 0)

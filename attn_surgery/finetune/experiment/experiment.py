@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.evaluation import gate_movement
 from attn_surgery.finetune.experiment.loop import train
 from attn_surgery.finetune.experiment.run import CHECKPOINT, METRICS, Run
@@ -35,11 +35,11 @@ ENVIRONMENT = "environment.json"
 ATTENTION = "attention.safetensors"
 
 
-def run_experiment(lab: Lab) -> list[dict[str, Any]]:
+def run_experiment(context: Context) -> list[dict[str, Any]]:
     """Carry out a recipe, or what is left of it.
 
     Args:
-        lab: The recipe, and what its runs share.
+        context: The recipe, and what its runs share.
 
     Returns:
         What came of each run: first the host's of a seed, then the control's and each attention's.
@@ -48,46 +48,46 @@ def run_experiment(lab: Lab) -> list[dict[str, Any]]:
         SurgeryError: Something cannot be done, or went wrong; what was saved is whole.
         Interrupted: A signal asked to stop; what was done is saved.
     """
-    read_by_first(lab.accelerator, lambda: _begin(lab))
-    return [told for seed in range(lab.recipe.seeds) for told in _seed(lab, seed)]
+    read_by_first(context.accelerator, lambda: _begin(context))
+    return [told for seed in range(context.recipe.seeds) for told in _seed(context, seed)]
 
 
-def _begin(lab: Lab) -> None:
+def _begin(context: Context) -> None:
     """Look at all that is there, and write what is going to be done beside it.
 
     Raises:
         SurgeryError: A run is of another recipe.
     """
-    folder = Path(lab.recipe.output)
-    for seed in range(lab.recipe.seeds):
-        for variant in (HOST, *lab.recipe.variants):
-            run = Run(lab, variant, seed, nn.Identity())
+    folder = Path(context.recipe.output)
+    for seed in range(context.recipe.seeds):
+        for variant in (HOST, *context.recipe.variants):
+            run = Run(context, variant, seed, nn.Identity())
             if recorded(run) is None:
                 load_checkpoint(run.folder / CHECKPOINT, run.identity)
-    write_json(folder / RECIPE, lab.recipe.to_dict())
-    write_json(folder / ENVIRONMENT, environment(lab.accelerator))
+    write_json(folder / RECIPE, context.recipe.to_dict())
+    write_json(folder / ENVIRONMENT, environment(context.accelerator))
 
 
-def _seed(lab: Lab, seed: int) -> Iterator[dict[str, Any]]:
+def _seed(context: Context, seed: int) -> Iterator[dict[str, Any]]:
     """Yield what came of the host, and of each variant."""
-    start, host = _start(lab, seed)
+    start, host = _start(context, seed)
     yield host
-    for variant in lab.recipe.variants:
-        yield _variant(lab, variant, seed, start, host)
+    for variant in context.recipe.variants:
+        yield _variant(context, variant, seed, start, host)
 
 
-def _start(lab: Lab, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def _start(context: Context, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """Return the host of a seed, trained from nothing if the recipe says so, and its metrics."""
-    host = lab.fresh_host(seed)
-    run = Run(lab, HOST, seed, host)
+    host = context.fresh_host(seed)
+    run = Run(context, HOST, seed, host)
     done = _done(run)
     if done is None:
         progress = _trained(run)
         if not run.stages:
             run.keep("last", host)
-        done = run.finish(progress, {"score": lab.measure(host)})
-    lab.accelerator.wait_for_everyone()
-    host.load_state_dict(read_by_first(lab.accelerator, lambda: _kept(run)))
+        done = run.finish(progress, {"score": context.measure(host)})
+    context.accelerator.wait_for_everyone()
+    host.load_state_dict(read_by_first(context.accelerator, lambda: _kept(run)))
     return host.cpu(), done
 
 
@@ -100,28 +100,28 @@ def _kept(run: Run) -> dict[str, Tensor]:
 
 
 def _variant(
-    lab: Lab, variant: str, seed: int, start: nn.Module, host: dict[str, Any]
+    context: Context, variant: str, seed: int, start: nn.Module, host: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what came of a variant."""
-    needs_teacher = any(stage.distill_weight for stage in lab.recipe.stages)
+    needs_teacher = any(stage.distill_weight for stage in context.recipe.stages)
     teacher = teacher_of(start) if needs_teacher else None
-    run = Run(lab, variant, seed, operated(lab.recipe, variant, seed, start), teacher)
+    run = Run(context, variant, seed, operated(context.recipe, variant, seed, start), teacher)
     done = _done(run)
     if done is None:
-        at_insertion = lab.measure(run.model)
-        _check_undisturbed(lab, variant, at_insertion, host["score"], start)
+        at_insertion = context.measure(run.model)
+        _check_undisturbed(context, variant, at_insertion, host["score"], start)
         progress = _trained(run)
         told = {
             "at_insertion": at_insertion,
-            "score": lab.measure(run.model),
+            "score": context.measure(run.model),
             "gates": gate_movement(
-                run.model, lab.splits.val, lab.task, lab.loading, lab.accelerator
+                run.model, context.splits.val, context.task, context.loading, context.accelerator
             ),
         }
-        if variant != CONTROL and lab.accelerator.is_main_process:
-            save(run.model.cpu(), run.folder / ATTENTION, host=_changed(lab.recipe))
+        if variant != CONTROL and context.accelerator.is_main_process:
+            save(run.model.cpu(), run.folder / ATTENTION, host=_changed(context.recipe))
         done = run.finish(progress, told)
-    lab.accelerator.wait_for_everyone()
+    context.accelerator.wait_for_everyone()
     return done
 
 
@@ -132,14 +132,14 @@ def _changed(recipe: Recipe) -> str | None:
 
 
 def _check_undisturbed(
-    lab: Lab, variant: str, seen: Metrics, recorded: Metrics, start: nn.Module
+    context: Context, variant: str, seen: Metrics, recorded: Metrics, start: nn.Module
 ) -> None:
     """Refuse a start that is another than the host's, where it should be the same."""
-    score = lab.task.score
-    if not starts_as_host(lab.recipe, variant) or seen[score] == recorded[score]:
+    score = context.task.score
+    if not starts_as_host(context.recipe, variant) or seen[score] == recorded[score]:
         return
     # What is recorded may have been measured on another device, or by more processes.
-    if seen[score] != (again := lab.measure(copy.deepcopy(start))[score]):
+    if seen[score] != (again := context.measure(copy.deepcopy(start))[score]):
         raise SurgeryError(
             f"{variant}: {score} at insertion is {seen[score]}, the host's {again}: the surgery "
             "disturbed the host, which is a defect of attn_surgery"
@@ -148,7 +148,7 @@ def _check_undisturbed(
 
 def _done(run: Run) -> dict[str, Any] | None:
     """Return what came of a run that was carried out before."""
-    return read_by_first(run.lab.accelerator, lambda: recorded(run))
+    return read_by_first(run.context.accelerator, lambda: recorded(run))
 
 
 def recorded(run: Run) -> dict[str, Any] | None:

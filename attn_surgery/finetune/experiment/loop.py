@@ -37,7 +37,7 @@ def train(run: Run) -> Progress:
         try:
             train_stage(run, training, progress)
         finally:
-            take_down(training, run.lab.accelerator)
+            take_down(training, run.context.accelerator)
         progress.stage, progress.epoch = progress.stage + 1, 0
         run.finish_stage(training, progress)
     return progress
@@ -45,7 +45,7 @@ def train(run: Run) -> Progress:
 
 def train_stage(run: Run, training: Training, progress: Progress) -> None:
     """Train the epochs of a stage that are left."""
-    stage, accelerator = training.stage, run.lab.accelerator
+    stage, accelerator = training.stage, run.context.accelerator
     for epoch in range(progress.epoch, stage.epochs):
         seed = derived(run.seed, run.stage_name(progress.stage), epoch)
         steps = steps_of(run, training, seed, progress.update)
@@ -72,7 +72,7 @@ def train_stage(run: Run, training: Training, progress: Progress) -> None:
 def steps_of(run: Run, training: Training, seed: int, first: int) -> Iterator[list[Any]]:
     """Return the batches of each step of an epoch, from the first that is left."""
     each = training.stage.accumulate
-    labelled = train_batches(run.lab.splits.train, run.lab.loading, seed, first * each)
+    labelled = train_batches(run.context.splits.train, run.context.loading, seed, first * each)
     batches: Iterator[Any] = map(run.on_device, labelled)
     if training.stage.distill_weight:
         batches = run.with_unlabelled(batches, seed, first * each)
@@ -116,17 +116,17 @@ def stop(run: Run, training: Training, progress: Progress, losses: list[Tensor])
     Raises:
         Interrupted: Always.
     """
-    checked(losses, run.lab.accelerator, progress.update)
+    checked(losses, run.context.accelerator, progress.update)
     require_finite(training)
     run.save(training, progress)
-    raise Interrupted(run.lab.wish.signal or 15)
+    raise Interrupted(run.context.wish.signal or 15)
 
 
 def end_epoch(run: Run, training: Training, progress: Progress) -> None:
     """Measure, keep what is best, and save."""
     require_finite(training)
     start = time.perf_counter()
-    metrics = run.lab.measure(training.result)
+    metrics = run.context.measure(training.result)
     progress.history.append(
         {
             "stage": run.stage_name(progress.stage),
@@ -135,8 +135,8 @@ def end_epoch(run: Run, training: Training, progress: Progress) -> None:
             "measuring_s": time.perf_counter() - start,
         }
     )
-    if progress.best is None or metrics[run.lab.task.score] > progress.best:
-        progress.best, progress.best_at = metrics[run.lab.task.score], len(progress.history)
+    if progress.best is None or metrics[run.context.task.score] > progress.best:
+        progress.best, progress.best_at = metrics[run.context.task.score], len(progress.history)
         run.keep("best", training.result)
     progress.epoch, progress.update = progress.epoch + 1, 0
     run.ended_epoch(progress)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError, one_line
-from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.evaluation import evaluating
 from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.process import need
@@ -27,19 +27,24 @@ from attn_surgery.finetune.training import (
 IMAGES = 2
 
 
-def rehearse(lab: Lab) -> None:
+def rehearse(context: Context) -> None:
     """Take one step of each stage of each variant, on copies and on two images.
 
     Raises:
         SurgeryError: A step fails, or the output does not fit the classes.
     """
-    recipe, task, accelerator, classes = lab.recipe, lab.task, lab.accelerator, lab.splits.classes
-    own_batch, device = lab.loading.batch_size // lab.loading.processes, accelerator.device
-    train, host = lab.splits.train, lab.fresh_host(0)
+    recipe, task, accelerator, classes = (
+        context.recipe,
+        context.task,
+        context.accelerator,
+        context.splits.classes,
+    )
+    own_batch, device = context.loading.batch_size // context.loading.processes, accelerator.device
+    train, host = context.splits.train, context.fresh_host(0)
     places = [(i % len(train), i) for i in range(min(IMAGES, own_batch))]
     utils: Any = need("accelerate.utils")
     batch = utils.send_to_device(task.collate([train[place] for place in places]), device)
-    updates = max(1, len(train) // lab.loading.batch_size)
+    updates = max(1, len(train) // context.loading.batch_size)
     for variant in (*([HOST] if recipe.pretraining else []), *recipe.variants):
         model = operated(recipe, variant, 0, host).to(device)
         with _told(variant), evaluating(model):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.experiment import RECIPE, recorded
 from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.finetune.experiment.variants import operated
@@ -60,20 +60,20 @@ def remeasure(folder: Path, weights: str = "last", settings: Iterable[str] = ())
     for setting in settings:
         override(table, setting)
     recipe = parse_recipe(table, str(folder / RECIPE))
-    lab = Lab.of(dataclasses.replace(recipe, output=str(folder)))
+    context = Context.of(dataclasses.replace(recipe, output=str(folder)))
     found = []
-    for seed in range(lab.recipe.seeds):
-        host = lab.fresh_host(seed)
-        for variant in (HOST, *lab.recipe.variants):
-            run = Run(lab, variant, seed, host)
+    for seed in range(context.recipe.seeds):
+        host = context.fresh_host(seed)
+        for variant in (HOST, *context.recipe.variants):
+            run = Run(context, variant, seed, host)
             if (metrics := recorded(run)) is None:
                 continue
-            own, score = operated(lab.recipe, variant, seed, host), lab.task.score
+            own, score = operated(context.recipe, variant, seed, host), context.task.score
             which = weights if run.stages else "last"
-            load_weights(own, run.folder / f"{which}.safetensors", lab.recipe.host.model)
+            load_weights(own, run.folder / f"{which}.safetensors", context.recipe.host.model)
             before = metrics["score"][score] if which == "last" else metrics["best"]
             name = run.folder.relative_to(folder).as_posix()
-            found.append(Again(name, score, before, lab.measure(own)[score]))
+            found.append(Again(name, score, before, context.measure(own)[score]))
     if not found:
         raise SurgeryError(f"{folder} has no run that was finished")
     return found

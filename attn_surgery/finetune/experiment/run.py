@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from attn_surgery.finetune.data import train_batches
-from attn_surgery.finetune.experiment.context import Lab
+from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.digests import of_variant
 from attn_surgery.finetune.experiment.progress import Display
 from attn_surgery.finetune.process import (
@@ -47,7 +47,7 @@ class Run:
     """A variant and a seed.
 
     Attributes:
-        lab: What it shares with the other runs.
+        context: What it shares with the other runs.
         variant: An attention, ``control``, or ``host`` for the pretraining.
         seed: The seed.
         model: What trains.
@@ -57,7 +57,7 @@ class Run:
         began: When the run did, without pauses.
     """
 
-    lab: Lab
+    context: Context
     variant: str
     seed: int
     model: nn.Module
@@ -69,40 +69,45 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where it is kept."""
-        return folder_of(self.lab.recipe, self.variant, self.seed)
+        return folder_of(self.context.recipe, self.variant, self.seed)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is done, in order."""
-        return tuple(stage for _, stage in self.lab.recipe.stages_of(self.variant))
+        return tuple(stage for _, stage in self.context.recipe.stages_of(self.variant))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the weights."""
-        told = self.lab.recipe.identity(self.variant, self.seed)
-        return {**told, "contents": of_variant(self.lab.contents, self.lab.recipe, self.variant)}
+        told = self.context.recipe.identity(self.variant, self.seed)
+        return {
+            **told,
+            "contents": of_variant(self.context.contents, self.context.recipe, self.variant),
+        }
 
     def stage_name(self, number: int) -> str:
         """Name a stage, as seeds and logs do."""
-        return self.lab.recipe.stages_of(self.variant)[number][0]
+        return self.context.recipe.stages_of(self.variant)[number][0]
 
     def updates(self, stage: Stage) -> int:
         """Return how many steps an epoch has."""
-        return len(self.lab.splits.train) // self.lab.loading.batch_size // stage.accumulate
+        return len(self.context.splits.train) // self.context.loading.batch_size // stage.accumulate
 
     # Beginning and going on
 
     def resume(self) -> tuple[Progress, dict[str, Any] | None]:
         """Return where the run is, and the states it had there."""
         path = self.folder / CHECKPOINT
-        found = read_by_first(self.lab.accelerator, lambda: load_checkpoint(path, self.identity))
+        found = read_by_first(
+            self.context.accelerator, lambda: load_checkpoint(path, self.identity)
+        )
         progress, states = found if found is not None else (Progress(), None)
         if states is not None:
             self.model.load_state_dict(states["model"])
-        elif self.lab.scaler is not None:
-            self.lab.accelerator.scaler.load_state_dict(self.lab.scaler)
+        elif self.context.scaler is not None:
+            self.context.accelerator.scaler.load_state_dict(self.context.scaler)
         total = sum(each.epochs * self.updates(each) for each in self.stages)
-        if self.lab.accelerator.is_main_process:
+        if self.context.accelerator.is_main_process:
             done = self._before(progress.stage) + self._in_stage(progress)
             title = f"{self.variant}, seed {self.seed}"
             self.display = Display(title, total, done, self.folder / "logs")
@@ -124,19 +129,19 @@ class Run:
         training = set_up(
             self.model,
             stage,
-            self.lab.task,
+            self.context.task,
             self.teacher if stage.distill_weight else None,
-            self.lab.accelerator,
-            classes=self.lab.splits.classes,
+            self.context.accelerator,
+            classes=self.context.splits.classes,
             updates=self.updates(stage),
-            own_batch=self.lab.loading.batch_size // self.lab.loading.processes,
+            own_batch=self.context.loading.batch_size // self.context.loading.processes,
         )
         if states is not None:
             training.optimizer.load_state_dict(states["optimizer"])
             if training.ema is not None:
                 training.ema.module.load_state_dict(states["ema"])
-            if states["scaler"] is not None and self.lab.accelerator.scaler is not None:
-                self.lab.accelerator.scaler.load_state_dict(states["scaler"])
+            if states["scaler"] is not None and self.context.accelerator.scaler is not None:
+                self.context.accelerator.scaler.load_state_dict(states["scaler"])
         return training
 
     # Batches
@@ -144,7 +149,7 @@ class Run:
     def on_device(self, batch: Any) -> Any:
         """Bring a batch to where the model is."""
         utils: Any = need("accelerate.utils")
-        return utils.send_to_device(batch, self.lab.accelerator.device, non_blocking=True)
+        return utils.send_to_device(batch, self.context.accelerator.device, non_blocking=True)
 
     def with_unlabelled(
         self, batches: Iterator[Any], seed: int, skip: int
@@ -155,22 +160,22 @@ class Run:
             yield batch, next(others, None)
 
     def _unlabelled(self, seed: int, skip: int) -> Iterator[Any]:
-        split = self.lab.splits.unlabelled
+        split = self.context.splits.unlabelled
         if split is None:
             return
-        whole, turn = len(split) // self.lab.loading.batch_size, skip
+        whole, turn = len(split) // self.context.loading.batch_size, skip
         while whole:
             own = derived(seed, "unlabelled", turn // whole)
-            for images, _ in train_batches(split, self.lab.loading, own, turn % whole):
+            for images, _ in train_batches(split, self.context.loading, own, turn % whole):
                 turn += 1
-                yield images.to(self.lab.accelerator.device)
+                yield images.to(self.context.accelerator.device)
 
     # Showing and keeping
 
     def show(self, training: Training) -> None:
         """Count a step in the bar."""
         if self.display is not None:
-            self.display.step(self.lab.loading.batch_size * training.stage.accumulate)
+            self.display.step(self.context.loading.batch_size * training.stage.accumulate)
 
     def log(self, training: Training, progress: Progress, loss: float) -> None:
         """Write down the loss."""
@@ -186,8 +191,8 @@ class Run:
             return
         step = self._before(progress.stage) + self._in_stage(progress)
         last = progress.history[-1]
-        own = {key: last[key] for key in (self.lab.task.score, "loss") if key in last}
-        self.display.log(step, **{self.lab.task.score: own[self.lab.task.score]})
+        own = {key: last[key] for key in (self.context.task.score, "loss") if key in last}
+        self.display.log(step, **{self.context.task.score: own[self.context.task.score]})
         self.display.log(step, **{f"val/{key}": value for key, value in own.items()})
         told = ", ".join(f"{key} {value:.4f}" for key, value in own.items())
         epochs = f"{last['stage']} epoch {last['epoch']}"
@@ -196,26 +201,28 @@ class Run:
     def is_mark(self, training: Training, progress: Progress) -> bool:
         """Tell whether the loss is logged after this step: now and then, and at an epoch's end."""
         at_end = progress.update == training.updates
-        return at_end or progress.update % self.lab.recipe.log_every == 0
+        return at_end or progress.update % self.context.recipe.log_every == 0
 
     def wants_stop(self, training: Training, progress: Progress) -> bool:
         """Tell whether to stop; several processes agree on it, now and then."""
-        if self.lab.loading.processes == 1:
-            return bool(self.lab.wish.signal)
+        if self.context.loading.processes == 1:
+            return bool(self.context.wish.signal)
         if not self.is_mark(training, progress):
             return False
-        asked = torch.tensor(float(self.lab.wish.signal > 0), device=self.lab.accelerator.device)
-        return bool(self.lab.accelerator.reduce(asked, "sum") > 0)
+        asked = torch.tensor(
+            float(self.context.wish.signal > 0), device=self.context.accelerator.device
+        )
+        return bool(self.context.accelerator.reduce(asked, "sum") > 0)
 
     def is_due(self) -> bool:
         """Tell whether it is time to save."""
-        return time.monotonic() - self.saved_at > self.lab.recipe.checkpoint_seconds
+        return time.monotonic() - self.saved_at > self.context.recipe.checkpoint_seconds
 
     def save(self, training: Training, progress: Progress) -> None:
         """Write the checkpoint, once for all processes."""
         progress.seconds = time.monotonic() - self.began
-        if self.lab.accelerator.is_main_process:
-            scaler = self.lab.accelerator.scaler
+        if self.context.accelerator.is_main_process:
+            scaler = self.context.accelerator.scaler
             states = {
                 "model": training.bare.state_dict(),
                 "optimizer": training.optimizer.state_dict(),
@@ -227,7 +234,7 @@ class Run:
 
     def keep(self, name: str, model: nn.Module) -> None:
         """Write weights, once for all processes."""
-        if self.lab.accelerator.is_main_process:
+        if self.context.accelerator.is_main_process:
             write_weights(self.folder / f"{name}.safetensors", model)
 
     def finish_stage(self, training: Training, progress: Progress) -> None:
@@ -242,11 +249,11 @@ class Run:
         progress.seconds = time.monotonic() - self.began
         metrics = {
             "identity": self.identity,
-            "environment": environment(self.lab.accelerator),
+            "environment": environment(self.context.accelerator),
             **told,
             **asdict(progress),
         }
-        if self.lab.accelerator.is_main_process:
+        if self.context.accelerator.is_main_process:
             write_json(self.folder / METRICS, metrics)
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
         self.close()

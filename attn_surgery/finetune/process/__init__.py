@@ -1,4 +1,4 @@
-"""finetune.process."""
+"""The process that a run is in: others beside it, signals, seeds, files, packages."""
 
 from attn_surgery.finetune.process.checkpoints import (
     Progress,

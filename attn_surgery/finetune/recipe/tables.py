@@ -119,7 +119,7 @@ class Stage:
         epochs: How many times the training images are seen.
         optimizer: One that ``timm.optim`` knows.
         lr: Learning rate of the host.
-        attention_lr_scale: The attention's learning rate, divided by the host's.
+        attention_lr_scale: How many times the host's learning rate the attention's is.
         weight_decay: Of weights; biases, norms and the scalars of gates have none.
         optimizer_options: More keywords for the optimizer.
         schedule: ``cosine``, ``poly``, ``tanh``, ``step``, ``multistep`` of ``timm.scheduler``, or

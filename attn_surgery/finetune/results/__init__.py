@@ -1,4 +1,4 @@
-"""finetune.results."""
+"""What came of an experiment, and its files."""
 
 from attn_surgery.finetune.results.outcome import Outcome, gather
 from attn_surgery.finetune.results.publishing import costs_of, publish

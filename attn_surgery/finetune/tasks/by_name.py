@@ -1,11 +1,11 @@
-"""The kinds of learning that a recipe can name."""
+"""The tasks that a recipe can name."""
 
 from __future__ import annotations
 
 from attn_surgery.finetune.tasks.classification import Classification, Task
 from attn_surgery.finetune.tasks.dense import Detection, Segmentation
 
-KINDS: dict[str, Task] = {
+TASKS: dict[str, Task] = {
     "classification": Classification(),
     "detection": Detection(),
     "segmentation": Segmentation(),

@@ -1,4 +1,4 @@
-"""finetune.training."""
+"""One stage of training: what trains and how fast, and what of the host stays as it is."""
 
 from attn_surgery.finetune.training.parameter_groups import (
     freeze,

@@ -42,7 +42,7 @@ def param_groups(
     Args:
         model: A host, operated on or not (then there is no group of attention).
         lr: The learning rate of the host.
-        attention_lr_scale: The learning rate of the attention, divided by that of the host.
+        attention_lr_scale: How many times the learning rate of the host the attention's is.
         weight_decay: The weight decay of what is decayed.
 
     Returns:

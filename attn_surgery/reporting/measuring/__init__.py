@@ -1,4 +1,4 @@
-"""reporting.measuring."""
+"""How long a pass takes, measured: host and variants in turn within one run."""
 
 from attn_surgery.reporting.measuring.conditions import (
     Conditions,
