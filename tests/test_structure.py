@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]
 
 import attn_surgery
+from docs import draw
 
 ROOT = Path(attn_surgery.__file__).parent
 NAME = "attn_surgery"
@@ -130,6 +132,18 @@ def test_public_names_are_there_when_asked_for(package):
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'aply'"):
         _ = package.aply
+
+
+def test_the_drawing_is_that_of_the_imports():
+    assert draw.drawing() in draw.PAGE.read_text()
+
+
+def test_the_page_names_files_that_are_there():
+    text = draw.PAGE.read_text()
+    assert (named := set(re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", text)))
+    assert [
+        path for path in named if not any((top / path).is_file() for top in (ROOT, ROOT.parent))
+    ] == []
 
 
 def test_every_folder_is_installed():

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from attn_surgery.errors import one_line
 from attn_surgery.host import Input, floating_dtype
 from attn_surgery.reporting.measuring.conditions import Conditions
+from attn_surgery.reporting.measuring.progress import progress_bar
 from attn_surgery.reporting.measuring.statistics import Timing, summarise
 
 MIN_ROUNDS = 10
@@ -79,7 +80,7 @@ def measure(
                     break
             timed = {i: each for i, each in enumerate(runners) if isinstance(each, _Runner)}
             _repeat_alike(timed.values())
-            _run(timed, conditions, rounds, _bar(conditions.seconds, progress, title))
+            _run(timed, conditions, rounds, progress_bar(conditions.seconds, progress, title))
     except KeyboardInterrupt:
         interrupted = True
     missing = "not measured: interrupted" if interrupted else "not measured: the host failed"
@@ -92,13 +93,6 @@ def _repeat_alike(runners: Collection["_Runner"]) -> None:
     most = max((each.repetitions for each in runners), default=1)
     for each in runners:
         each.repetitions = most
-
-
-def _bar(seconds: float, progress: bool | None, title: str) -> tqdm:
-    # disable=None shows the bar only on a terminal.
-    disable = None if progress is None else not progress
-    layout = "{desc}: {percentage:3.0f} %|{bar}| {n:.1f}/{total:.1f} s"
-    return tqdm(total=seconds, desc=title, disable=disable, leave=False, bar_format=layout)
 
 
 def _run(

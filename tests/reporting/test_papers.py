@@ -8,7 +8,7 @@ import pytest
 
 from attn_surgery import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
 COMMANDS = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_finetune_recipes import picture, write_folder
 
 import attn_surgery
 from attn_surgery.errors import SurgeryError
@@ -24,7 +25,6 @@ from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
 from attn_surgery.finetune.training.stage import choose_trained, keep_statistics
 from tests.finetuning import TINY, tiny, weights, within
-from tests.test_finetune_recipes import picture, write_folder
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from test_finetune_recipes import write_voc
 from torch import nn
 
 from attn_surgery.errors import SurgeryError
@@ -17,7 +18,6 @@ from attn_surgery.finetune.recipe.reading import read_recipe
 from attn_surgery.finetune.recipe.tables import Data
 from attn_surgery.finetune.tasks.by_name import TASKS
 from attn_surgery.finetune.tasks.dense import Detection, average_precision
-from tests.test_finetune_recipes import write_voc
 
 
 def boxes(*corners: list[int], **told: list[float]) -> dict[str, torch.Tensor]:

@@ -600,7 +600,7 @@ def test_whole_models_load_in_a_new_process(tmp_path: Path) -> None:
     for name, model in models.items():
         expected[name] = outputs(model)
     command = [sys.executable, "-c", NEW_PROCESS, "models.pt", "results.pt"]
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     results = torch.load(tmp_path / "results.pt")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from test_finetune_recipes import picture, write_folder
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -38,7 +39,6 @@ from attn_surgery.finetune.small_resnet import SmallResNet
 from attn_surgery.finetune.tasks.by_name import TASKS
 from attn_surgery.finetune.training.stage import choose_trained, keep_statistics
 from tests.finetuning import DRIVER, TINY, launched, tiny, weights, within, write_recipe
-from tests.test_finetune_recipes import picture, write_folder
 
 SMALL = "attn_surgery.finetune.small_resnet:small_resnet"
 SHORT: dict[str, Any] = {"stages": [{"epochs": 1}], "pretraining": []}

@@ -9,7 +9,7 @@ import torch
 
 import attn_surgery
 
-GOLDEN = Path(__file__).parent / "golden" / "pickled_models.pt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "pickled_models.pt"
 """Hosts with attention whose gates moved, an input and the output of each, from ``torch.save``."""
 
 CASES = ["rewrite", "mixture", "stacked", "post", "pre", "swap", "wrap or attach", "graph"]

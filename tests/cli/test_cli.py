@@ -22,7 +22,7 @@ from attn_surgery.host.load import load_model
 from attn_surgery.reporting.formats import FORMATS
 from attn_surgery.reporting.measuring.conditions import accelerator, device_name
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
