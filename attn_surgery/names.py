@@ -39,7 +39,7 @@ def imported_when_asked(package: str, homes: Mapping[str, Sequence[str]]) -> Cal
 # Models that were pickled before modules moved name their classes by where they stood.
 
 _HOMES = {
-    "attention.batches": "attention.construction.any_batch",
+    "attention.batches": "attention.construction.batch_dims",
     "attention.building": "attention.construction.building",
     "attention.gate": "attention.construction.gate",
     "attention.identity": "attention.construction.identity_start",

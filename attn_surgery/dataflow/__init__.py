@@ -6,6 +6,7 @@ said.
 """
 
 from attn_surgery.dataflow.flow import Flow
+from attn_surgery.dataflow.following import followed, followed_every_way
 from attn_surgery.dataflow.node_kinds import Kind, argument, function_name, is_item_set
 from attn_surgery.dataflow.shapes import LAST, MAPS, UNKNOWN, Shape
 from attn_surgery.dataflow.view_shapes import slices_channels
@@ -18,6 +19,8 @@ __all__ = [
     "Kind",
     "Shape",
     "argument",
+    "followed",
+    "followed_every_way",
     "function_name",
     "is_item_set",
     "slices_channels",

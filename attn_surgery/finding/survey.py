@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import fx, nn
 
-from attn_surgery.dataflow import MAPS, Flow, Kind, Shape
+from attn_surgery.dataflow import MAPS, Flow, Kind, Shape, followed, followed_every_way
 from attn_surgery.finding.existing_attention import (
     Held,
     block_of,
@@ -23,8 +22,8 @@ from attn_surgery.finding.gates import behind, is_attention
 from attn_surgery.finding.positions import OUTPUT, target
 from attn_surgery.finding.residual_blocks import Residual, block_around, residuals
 from attn_surgery.finding.spots import Spot, path_below, place, place_output
-from attn_surgery.host import has_entry, is_only_optional, likeness, spells_addition, ways
-from attn_surgery.tracing import Call, index, is_primitive, owner, trace
+from attn_surgery.host import likeness, spells_addition
+from attn_surgery.tracing import Call, index, owner
 
 
 @dataclass(frozen=True)
@@ -63,84 +62,33 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
 
     They are those of its residual additions, or, where ``replacing`` and there is attention
     already, in a residual block or not, the places of that.
-
-    The largest modules that can be followed as a whole are; what cannot be, or was not reached,
-    is looked at on its own.
     """
     result = Survey()
-    seen: set[nn.Module] = set()
     paths = {module: path for path, module in reversed(list(model.named_modules()))}
     found: dict[tuple[nn.Module, Spot], Finding] = {}
-    failures: dict[object, str] = {}
     fruitless: set[object] = set()
-    for module, path in reversed(paths.items()):
-        if module in seen or not _can_be_traced(module):
-            continue
-        alike = likeness(module)
-        if alike in failures:
-            result.untraced[path] = failures[alike]
-            continue
-        followed = _followed(module)
-        if not followed.flows:
-            result.untraced[path] = failures[alike] = followed.failure
-        seen |= followed.modules
-        flows = (*followed.flows, *_other_paths(followed.flows, fruitless))
+    for each in followed(model):
+        result.followed |= {paths[module] for module in each.modules}
+        if not each.flows:
+            result.untraced[each.path] = each.failure
+        flows = (*each.flows, *_other_ways(each.flows, fruitless))
         for finding in itertools.chain.from_iterable(
-            _findings(each, paths, position, replacing=replacing) for each in flows
+            _findings(flow, paths, position, replacing=replacing) for flow in flows
         ):
             key = (finding.block, finding.spot)
             if key not in found or found[key].refusal:
                 found[key] = finding
     result.findings = list(found.values())
-    result.followed = {paths[module] for module in seen}
     return result
 
 
-@dataclass
-class _Followed:
-    """What came of following a module's forward."""
-
-    flows: list[Flow] = field(default_factory=list)
-    modules: set[nn.Module] = field(default_factory=set)
-    """Those that were followed on what they are called with; the others are yet to be seen."""
-    failure: str = ""
-
-
-def _followed(module: nn.Module) -> _Followed:
-    """Follow the forward for every choice of arguments that may lead to more of its modules."""
-    result, hope = _Followed(), is_only_optional(module)
-    for way in ways(module):
-        traces, failure = trace(module, inline=True, passed=way)
-        result.failure = result.failure or failure
-        for each in traces:
-            flow = Flow(each)
-            lost = flow.calls_from_nowhere
-            result.flows.append(flow)
-            result.modules |= {call.module for call in each.calls if call not in lost}
-            hope |= bool(lost)
-        if result.flows and not (hope and _is_left(module, result.modules)):
-            break
-    return result
-
-
-def _is_left(module: nn.Module, seen: set[nn.Module]) -> bool:
-    return any(each not in seen and _can_be_traced(each) for each in module.modules())
-
-
-def _can_be_traced(module: nn.Module) -> bool:
-    if isinstance(module, torch.jit.ScriptModule) or is_primitive(module):
-        return False
-    return has_entry(module)
-
-
-def _other_paths(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
-    """Trace on its own, along every way, each adding module that branched on a traced value."""
+def _other_ways(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
+    """Follow on its own, along every way, each adding module that branched on a traced value."""
     for module in dict.fromkeys(module for each in flows for module in each.trace.branched):
         alike = likeness(module)
         if alike in fruitless or not spells_addition(module):
             continue
-        way = next(ways(module))
-        others = [Flow(each) for each in trace(module, inline=True, passed=way, every_path=True)[0]]
+        others = followed_every_way(module)
         if any(_holds_block(each) for each in others):
             yield from others
         else:

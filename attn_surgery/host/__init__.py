@@ -15,9 +15,7 @@ from attn_surgery.host.bytecode import (
     signature,
     steps_from,
 )
-from attn_surgery.host.compiling import compiled, noted, renamed
-from attn_surgery.host.copies import device_copy, meta_copy
-from attn_surgery.host.entry import (
+from attn_surgery.host.called_method import (
     entry,
     entry_name,
     has_entry,
@@ -25,6 +23,8 @@ from attn_surgery.host.entry import (
     parameters_of,
     ways,
 )
+from attn_surgery.host.compiling import compiled, noted, renamed
+from attn_surgery.host.copies import device_copy, meta_copy
 from attn_surgery.host.fidelity import (
     describe,
     inspect_forward,

@@ -23,7 +23,7 @@ from torch.fx import _symbolic_trace
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.host.bytecode import Code, adds, read
-from attn_surgery.host.entry import entry
+from attn_surgery.host.called_method import entry
 
 _PURE_BUILTINS = frozenset(
     "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "

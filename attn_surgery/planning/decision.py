@@ -12,7 +12,7 @@ from torch import nn
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finding import OUTPUT, Finding, Survey, survey
 from attn_surgery.host import spells_addition, undisturbed_randomness
-from attn_surgery.planning.methods import Method, choose_method, insertion, wrapping
+from attn_surgery.planning.cut_methods import Method, choose_method, insertion, wrapping
 from attn_surgery.planning.request import Chosen, Request
 from attn_surgery.planning.rewritten_forwards import Forwards
 from attn_surgery.planning.sites import Plan, Site

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import attn_surgery
 from attn_surgery.attention import build, entry
-from attn_surgery.attention.construction.any_batch import take_any_batch
+from attn_surgery.attention.construction.batch_dims import take_any_batch
 
 __all__ = ["one_thread", "seeded"]
 

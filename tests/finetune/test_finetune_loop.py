@@ -14,7 +14,7 @@ import attn_surgery
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.loop import train
-from attn_surgery.finetune.experiment.remeasuring import remeasure
+from attn_surgery.finetune.experiment.measuring_again import remeasure
 from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.hosts import build_host, fit_head

@@ -28,8 +28,8 @@ from attn_surgery.finetune.data.datasets import open_source
 from attn_surgery.finetune.experiment import context
 from attn_surgery.finetune.experiment.checking import check_together
 from attn_surgery.finetune.experiment.context import Context
+from attn_surgery.finetune.experiment.measuring_again import remeasure
 from attn_surgery.finetune.experiment.progress import Display
-from attn_surgery.finetune.experiment.remeasuring import remeasure
 from attn_surgery.finetune.hosts import build_host, fit_head, head_path
 from attn_surgery.finetune.process import lock
 from attn_surgery.finetune.recipe.reading import override, parse_recipe

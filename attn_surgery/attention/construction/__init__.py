@@ -4,7 +4,7 @@ The pieces that several share (gates, options, batches of any size), the identit
 that have none, the registry, and what timm brings.
 """
 
-from attn_surgery.attention.construction.any_batch import batched, is_empty, std_mean, unbatched
+from attn_surgery.attention.construction.batch_dims import batched, is_empty, std_mean, unbatched
 from attn_surgery.attention.construction.building import build
 from attn_surgery.attention.construction.from_timm import TIMM
 from attn_surgery.attention.construction.gate import (

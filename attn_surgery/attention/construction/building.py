@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_surgery.attention.construction.any_batch import take_any_batch
+from attn_surgery.attention.construction.batch_dims import take_any_batch
 from attn_surgery.attention.construction.gate import CONV, INITS
 from attn_surgery.attention.construction.identity_start import (
     IdentityStart,

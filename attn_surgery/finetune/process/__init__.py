@@ -11,8 +11,8 @@ from attn_surgery.finetune.process.checkpoints import (
 )
 from attn_surgery.finetune.process.distributed import read_by_first, share_buffers
 from attn_surgery.finetune.process.environment import environment
-from attn_surgery.finetune.process.extras import need
 from attn_surgery.finetune.process.lock import alone_in
+from attn_surgery.finetune.process.optional_packages import need
 from attn_surgery.finetune.process.seeds import derived, seed_all, seed_cpu
 from attn_surgery.finetune.process.signals import Interrupted, Wish
 

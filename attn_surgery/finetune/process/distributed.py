@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from attn_surgery.errors import SurgeryError, one_line
-from attn_surgery.finetune.process.extras import need
+from attn_surgery.finetune.process.optional_packages import need
 
 T = TypeVar("T")
 
