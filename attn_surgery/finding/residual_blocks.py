@@ -223,12 +223,13 @@ def _is_root(node: fx.Node) -> bool:
 
 def _attributes_behind(weights: list[fx.Node]) -> list[fx.Node]:
     """Return the reads of attributes that the weights, viewed or computed perhaps, come from."""
-    pending, found = list(weights), []
+    pending, seen = list(weights), set[fx.Node]()
     while pending:
         node = pending.pop()
-        pending += node.all_input_nodes
-        found += [node] if node.op == "get_attr" else []
-    return found
+        if node not in seen:
+            seen.add(node)
+            pending += node.all_input_nodes
+    return [node for node in seen if node.op == "get_attr"]
 
 
 def _holder(node: fx.Node) -> str:

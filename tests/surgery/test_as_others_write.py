@@ -575,6 +575,25 @@ class NormedFirst(nn.Module):
         return self.block(self.block(x))
 
 
+class ScaledByMuch(nn.Module):
+    """Computes its layer scale by steps that each take the one before twice."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        (self.c1, self.c2), self.scale = convs(c), nn.Parameter(torch.ones(c, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale
+        for _ in range(64):
+            scale = scale + 0.5 * scale
+        return self.c2(F.leaky_relu(self.c1(x))) * scale + x
+
+
+def test_steps_of_a_factor_are_looked_at_once() -> None:
+    """By each way through them it would never end."""
+    assert [site.after for site in attn_surgery.plan(ScaledByMuch(8), "se").sites] == ["c2"]
+
+
 def test_a_norm_before_the_convolutions_is_none_of_the_branchs_end() -> None:
     host = NormedFirst(8)
     flat = fx.GraphModule(host, fx.Tracer().trace(host))

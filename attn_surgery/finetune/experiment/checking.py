@@ -41,7 +41,7 @@ def check_recipe(recipe: Recipe) -> None:
         SurgeryError: Something cannot be done.
 
     Example:
-        >>> from attn_surgery.finetune.reading import read_recipe
+        >>> from attn_surgery.finetune import read_recipe
         >>> check_recipe(read_recipe("digits", ["stages.0.optimizer=adamv"]))
         Traceback (most recent call last):
         ...
