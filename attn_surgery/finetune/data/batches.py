@@ -21,10 +21,10 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from attn_surgery.errors import (SurgeryError, nearest, one_line)
+from attn_surgery.errors import SurgeryError, nearest, one_line
+from attn_surgery.finetune.data.datasets import Source, as_mode, open_source, open_unlabelled
 from attn_surgery.finetune.process import seed_cpu
 from attn_surgery.finetune.recipe import Data
-from attn_surgery.finetune.data.datasets import (Source, as_mode, open_source, open_unlabelled)
 
 Place = tuple[int, int]
 """The number of an image, and the seed for what chance does to it."""

@@ -16,7 +16,7 @@ from timm.data.dataset import ImageDataset
 from timm.data.dataset_factory import create_dataset
 from torch.utils.data import IterableDataset
 
-from attn_surgery.errors import (SurgeryError, nearest, one_line)
+from attn_surgery.errors import SurgeryError, nearest, one_line
 from attn_surgery.finetune.process import need
 from attn_surgery.finetune.recipe import Data
 
