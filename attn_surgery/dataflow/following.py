@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -27,15 +27,17 @@ class Followed:
     """Why the first way that could not be followed to its end failed; "" where none did."""
 
 
-def followed(model: nn.Module) -> Iterator[Followed]:
-    """Follow the largest modules of ``model`` that can be followed as a whole.
+def followed(modules: Iterable[tuple[nn.Module, str]]) -> Iterator[Followed]:
+    """Follow the largest modules of a model that can be followed as a whole.
 
     What cannot be, or was not reached, is looked at on its own.
+
+    Args:
+        modules: Each with its path, those that hold others before them.
     """
     seen: set[nn.Module] = set()
     failures: dict[object, str] = {}
-    paths = {module: path for path, module in reversed(list(model.named_modules()))}
-    for module, path in reversed(paths.items()):
+    for module, path in modules:
         if module in seen or not _can_be_traced(module):
             continue
         alike = likeness(module)

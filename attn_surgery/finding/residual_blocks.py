@@ -7,7 +7,7 @@ sum is one of maps ``(N, C, *spatial)`` (He et al. 2015, arXiv:1512.03385, secti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -184,19 +184,26 @@ def _normalises(flow: Flow, product: fx.Node) -> bool:
     roots = [each for each in scaled if _is_root(each)]
     norm = scaled.union(*(_behind(root, lambda each: each not in scaled) for root in roots))
     # in a flat graph, where a norm is no call, its weight is held where its other tensors are
-    theirs = {_holder(each) for each in norm.difference(weights) if each.op == "get_attr"}
-    own = {_holder(each) for each in _attributes_behind(weights)}
+    theirs, own = _holders(norm.difference(weights)), _holders(_walked_back(weights))
     return bool(roots) and not (own and theirs and own.isdisjoint(theirs))
 
 
 def _behind(node: fx.Node, goes_on: Callable[[fx.Node], bool]) -> set[fx.Node]:
     """Return what was made before ``node`` in its own call, back to where ``goes_on`` is false."""
-    pending, found = list(node.all_input_nodes), set[fx.Node]()
+    call = owner(node)
+    return _walked_back(node.all_input_nodes, lambda each: owner(each) is call and goes_on(each))
+
+
+def _walked_back(
+    nodes: Iterable[fx.Node], goes_on: Callable[[fx.Node], bool] = lambda _: True
+) -> set[fx.Node]:
+    """Return the nodes and what was made before them, back to where ``goes_on`` is false."""
+    pending, found = list(nodes), set[fx.Node]()
     while pending:
         each = pending.pop()
         if each not in found and each.op != "placeholder":
             found.add(each)
-            if owner(each) is owner(node) and goes_on(each):
+            if goes_on(each):
                 pending += each.all_input_nodes
     return found
 
@@ -221,20 +228,9 @@ def _is_root(node: fx.Node) -> bool:
     return node.op.startswith("call_") and function_name(node) in ("rsqrt", "sqrt")
 
 
-def _attributes_behind(weights: list[fx.Node]) -> list[fx.Node]:
-    """Return the reads of attributes that the weights, viewed or computed perhaps, come from."""
-    pending, seen = list(weights), set[fx.Node]()
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            pending += node.all_input_nodes
-    return [node for node in seen if node.op == "get_attr"]
-
-
-def _holder(node: fx.Node) -> str:
-    """Return the path of the module that holds the tensor that is read."""
-    return str(node.target).rpartition(".")[0]
+def _holders(nodes: Iterable[fx.Node]) -> set[str]:
+    """Return the paths of the modules that hold the tensors which are read."""
+    return {str(each.target).rpartition(".")[0] for each in nodes if each.op == "get_attr"}
 
 
 def _shape_at(flow: Flow, end: fx.Node, others: tuple[fx.Node, ...]) -> Shape:

@@ -67,7 +67,7 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
     paths = {module: path for path, module in reversed(list(model.named_modules()))}
     found: dict[tuple[nn.Module, Spot], Finding] = {}
     fruitless: set[object] = set()
-    for each in followed(model):
+    for each in followed(reversed(paths.items())):
         result.followed |= {paths[module] for module in each.modules}
         if not each.flows:
             result.untraced[each.path] = each.failure
