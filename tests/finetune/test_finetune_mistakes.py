@@ -420,7 +420,7 @@ class Fixed(nn.Module):
 
 
 def test_what_does_not_train_in_the_host_stays_as_it_is(tmp_path):
-    host = {"model": "tests.test_finetune_mistakes:Fixed"}
+    host = {"model": f"{__name__}:Fixed"}
     stages = [{"trains": "net.fc", "lr": 0.1}, {"trains": ["head", "net.l*"]}, {"lr": 0.1}]
     run_recipe(tiny(tmp_path, host=host, stages=stages))
     first = build_host(Host(host["model"]), 10, 0).state_dict()
