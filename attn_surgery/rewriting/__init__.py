@@ -2,10 +2,10 @@
 
 Its forward is generated anew from its trace, with attention in it (insertion, generated_forward,
 train_eval_switch); or stays, with attention around it (attached_forward) or around one of its
-expressions, compiled from the host's own source (expressions, wrapped_source). The module stays the
-object that it was and gets a one-off class, which knows what was done (alteration) and does it
-again after a copy (one_off_class), when what the forward reads is set (watched_attributes) or its
-children are listed and changed (containers).
+expressions, compiled from the host's own source (expressions, read_values, syntax, wrapped_source).
+The module stays the object that it was and gets a one-off class, which knows what was done
+(alteration) and does it again after a copy (one_off_class), when what the forward reads is set
+(watched_attributes) or its children are listed and changed (containers).
 """
 
 from attn_surgery.rewriting.alteration import Alteration, alteration_of, as_host, set_class

@@ -14,8 +14,10 @@ from attn_surgery.dataflow import Flow, function_name
 from attn_surgery.finding import Spot, Step, path_below
 from attn_surgery.host import Place, entry, ways
 from attn_surgery.rewriting.insertion import UnfaithfulError
+from attn_surgery.rewriting.read_values import Values, values_read
+from attn_surgery.rewriting.syntax import REPEATING, around, node_at, operands
 from attn_surgery.rewriting.wrapped_source import Definition, Expression, codes_in, definition
-from attn_surgery.tracing import Call, is_returned, trace
+from attn_surgery.tracing import Call, Trace, is_returned, trace
 
 
 def expression_of(block: nn.Module, spot: Spot) -> Expression:
@@ -63,33 +65,80 @@ class _Frame:
         return Expression(self.method, where, self.known.text(where))
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """Expressions of which one should be worth a value.
+
+    Attributes:
+        flow: The way through the block.
+        value: The node of the value; None for any argument of the block.
+        text: Where in the source they stand.
+        expressions: They.
+    """
+
+    flow: Flow
+    value: fx.Node | None
+    text: str
+    expressions: list[Expression]
+
+    def is_worth(self, names: list[str]) -> bool:
+        """Tell whether an expression, evaluated once, is worth the value."""
+        if len(names) != 1:
+            return False
+        node = next(each for each in self.flow.trace.graph.nodes if each.name == names[0])
+        if self.value is None:
+            return node.op == "placeholder"
+        return self.flow.becomes(node, self.value)
+
+
 class _Source:
     """The methods of a block, and the ways through them."""
 
     def __init__(self, block: nn.Module, way: frozenset[str], *, training: bool):
-        traces, _ = trace(
-            block, training=training, inline=True, passed=way, every_path=True, places=True
-        )
         self.block = block
-        self.flows = [Flow(each) for each in traces]
+        self.way = way
+        self.training = training
+        self.flows = [Flow(each) for each in self._traces()]
         self.methods = dict(_methods(block))
         """Per code that the block runs as its own, the method that it is in."""
 
+    def _traces(self) -> list[Trace]:
+        options: dict[str, Any] = {"inline": True, "every_path": True, "places": True}
+        return trace(self.block, training=self.training, passed=self.way, **options)[0]
+
     def all_ways(
-        self, choose: Callable[[_Source, Flow, Spot], Expression], spot: Spot
+        self, choose: Callable[[_Source, Flow, Spot], _Chosen], spot: Spot
     ) -> tuple[set[Expression], str]:
         """Return the expressions that the ways show, and why one shows none where none does."""
-        found: set[Expression] = set()
+        chosen: list[_Chosen] = []
         failure = "it is not on the way of both modes"
         for flow in self.flows:
             try:
-                found.add(choose(self, flow, spot))
+                chosen.append(choose(self, flow, spot))
             except UnfaithfulError as error:
                 failure = str(error)
+        found: set[Expression] = set()
+        for each, values in zip(chosen, self._values(chosen), strict=True):
+            worth = [one for one in each.expressions if each.is_worth(values.get(one, []))]
+            if len(worth) == 1:
+                found.update(worth)
+            else:
+                failure = f"it is {'no' if not worth else 'more than one'} operand of {each.text!r}"
         return found, "" if found else failure
 
-    def making(self, flow: Flow, spot: Spot) -> Expression:
-        """Return what makes the value, as one way shows it."""
+    def _values(self, chosen: list[_Chosen]) -> list[Values]:
+        """Return what the expressions are worth on the ways for which they were chosen."""
+        expressions = {each for one in chosen for each in one.expressions}
+        if not expressions:
+            return []
+        methods = dict(self.methods.values())
+        with values_read(self.block, methods, expressions) as read:
+            traces = self._traces()
+        by_flow = dict(zip(self.flows, traces, strict=True))
+        return [read.get(by_flow[each.flow].graph, {}) for each in chosen]
+
+    def making(self, flow: Flow, spot: Spot) -> _Chosen:
+        """Choose what makes the value, as one way shows it."""
         step = spot.step
         if spot.into:
             raise UnfaithfulError("not all are to get the result")
@@ -107,10 +156,10 @@ class _Source:
                 raise UnfaithfulError(f"{step.name!r} {why}")
         if not isinstance(frame.node, ast.expr):
             raise UnfaithfulError(f"{frame.text!r} has no value")
-        return frame.expression(frame.node)
+        return _Chosen(flow, value, frame.text, [frame.expression(frame.node)])
 
-    def taking(self, flow: Flow, spot: Spot) -> Expression:
-        """Return the operand of the one step that takes the value, as one way shows it."""
+    def taking(self, flow: Flow, spot: Spot) -> _Chosen:
+        """Choose the operands of the one step that takes the value, as one way shows it."""
         is_given = spot.step.kind == "argument"
         value = None if is_given else _node_of(flow, self.block, spot.step)
         takers = [_node_of(flow, self.block, step) for step in spot.into]
@@ -124,13 +173,7 @@ class _Source:
         is_child = step is not None and step.kind == "child"
         if inner and not (is_child and step and self._is_child(inner[0], step)):
             raise UnfaithfulError("what takes it is called by a function outside of the block")
-        place = 0 if is_child else _argument(flow, value, taker)
-        operand = _operand_at(
-            frame.node, place, is_method=taker.op == "call_method" and not is_child
-        )
-        if operand is None:
-            raise UnfaithfulError(f"it is no operand of {frame.text!r}")
-        return frame.expression(operand)
+        return _Chosen(flow, value, frame.text, [*map(frame.expression, operands(frame.node))])
 
     def _frames(self, flow: Flow, node: fx.Node) -> tuple[list[_Frame], list[types.CodeType]]:
         """Return the places of the block's own, and the codes that run inside of the last."""
@@ -152,11 +195,11 @@ class _Source:
         """Look a place up in the source, and refuse what may be passed again and again."""
         name, function = self.methods[code]
         known = definition(function)
-        frame = _Frame(name, known, (code, offset), _node_at(known, code, offset))
-        around = _around(known.node, frame.node)
-        if around and isinstance(around[-1], ast.withitem):
+        frame = _Frame(name, known, (code, offset), node_at(known, code, offset))
+        outside = around(known.node, frame.node)
+        if outside and isinstance(outside[-1], ast.withitem):
             raise UnfaithfulError(f"{frame.text!r} is entered")
-        if any(isinstance(each, _REPEATING) for each in around):
+        if any(isinstance(each, REPEATING) for each in outside):
             raise UnfaithfulError(f"{frame.text!r} is in a loop")
         return frame
 
@@ -187,18 +230,6 @@ def _callers(flow: Flow, code: types.CodeType) -> set[tuple[Place, ...]]:
         if code in codes:
             found.add(tuple(chain[: codes.index(code)]))
     return found
-
-
-_REPEATING = (
-    ast.For,
-    ast.AsyncFor,
-    ast.While,
-    ast.ListComp,
-    ast.SetComp,
-    ast.DictComp,
-    ast.GeneratorExp,
-    ast.Lambda,
-)
 
 
 def _methods(block: nn.Module) -> Iterator[tuple[types.CodeType, tuple[str, types.FunctionType]]]:
@@ -247,68 +278,3 @@ def _node_of(flow: Flow, block: nn.Module, step: Step) -> fx.Node:
     if node not in flow.inputs:
         raise UnfaithfulError(f"{step.name!r} is something else on another way")
     return node
-
-
-def _argument(flow: Flow, value: fx.Node | None, taker: fx.Node) -> int:
-    """Return the place of the value among the arguments of the step."""
-
-    def is_it(argument: object) -> bool:
-        if not isinstance(argument, fx.Node):
-            return False
-        if value is None:
-            return argument.op == "placeholder"
-        return argument is value or flow.becomes(argument, value)
-
-    places = [i for i, each in enumerate(taker.args) if is_it(each)]
-    if len(places) != 1:
-        raise UnfaithfulError("it is not clear which operand it is")
-    return places[0]
-
-
-def _operand_at(node: ast.AST, place: int, *, is_method: bool) -> ast.expr | None:
-    """Return an operand of an addition or of a call."""
-    if isinstance(node, ast.BinOp) and place < 2:
-        return (node.left, node.right)[place]
-    if isinstance(node, ast.AugAssign) and place == 1:
-        return node.value
-    if not isinstance(node, ast.Call):
-        return None
-    if is_method and place == 0:
-        return node.func.value if isinstance(node.func, ast.Attribute) else None
-    place -= is_method
-    given = node.args[: place + 1]
-    is_there = len(given) > place and not any(isinstance(each, ast.Starred) for each in given)
-    return given[place] if is_there else None
-
-
-def _node_at(known: Definition, code: types.CodeType, offset: int) -> ast.expr | ast.stmt:
-    """Return what the instruction at the offset evaluates."""
-    positions: Any = getattr(code, "co_positions", None)
-    if positions is None:
-        raise UnfaithfulError("Python before 3.11 does not tell where in a line something is")
-    line, last, start, end = list(positions())[offset // 2]
-    if line is None or last is None or start is None or end is None:
-        raise UnfaithfulError("the code does not tell where it stands")
-    first = known.node.lineno
-    where = (line - first, start, last - first, end)
-    alike = [each for each in ast.walk(known.node) if isinstance(each, _EVALUATED)]
-    for each in alike:
-        if known.range(each) == where:
-            return each
-    for each in alike:  # of a method's call over several lines the last alone count
-        if isinstance(each, ast.Call) and known.range(each)[2:] == where[2:]:
-            return each
-    raise UnfaithfulError("its place in the code is not that of an expression")
-
-
-_EVALUATED = (ast.Call, ast.BinOp, ast.AugAssign, ast.Subscript, ast.UnaryOp, ast.Attribute)
-
-
-def _around(outer: ast.AST, inner: ast.AST) -> list[ast.AST]:
-    """Return what is around ``inner`` within ``outer``."""
-    for child in ast.iter_child_nodes(outer):
-        if child is inner:
-            return [outer]
-        if found := _around(child, inner):
-            return [outer, *found]
-    return []

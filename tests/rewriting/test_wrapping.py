@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
+import operator
 import sys
 import traceback
 from typing import Any
@@ -341,6 +343,61 @@ def test_what_another_function_returns(kind: Any, shown: str):
         assert not torch.equal(host.train(training)(X), model(kind).train(training)(X))
 
 
+class CalledForIt(Block):
+    """The operation stands in what is called, which takes its operands in its own way."""
+
+    def branch(self, x: Tensor, factor: float) -> Tensor:
+        h = torch.relu(self.a(x))
+        if x.sum() > 0:
+            h = h * factor
+        return torch.tanh(self.b(h))
+
+
+class ByReduce(CalledForIt):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return functools.reduce(operator.add, [self.branch(x, factor), x])
+
+
+class ByPartial(CalledForIt):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return functools.partial(torch.add, x)(self.branch(x, factor))
+
+
+class ByMethodCaller(CalledForIt):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return operator.methodcaller("add", x)(self.branch(x, factor))
+
+
+class BySum(CalledForIt):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return sum((self.branch(x, factor), x))  # type: ignore[return-value]
+
+
+class ByKeyword(CalledForIt):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return torch.add(input=self.branch(x, factor), other=x)
+
+
+@pytest.mark.parametrize("kind", [ByReduce, ByPartial, ByMethodCaller, BySum, ByKeyword])
+@pytest.mark.parametrize("position", ["standard", "identity"])
+def test_the_operand_itself_is_attended(kind: type[CalledForIt], position: str):
+    host = attended(kind, position=position)
+    stem, block = host.children()
+    for x in (X, -X):
+        x = stem(x)
+        f = CalledForIt.branch(block, x, 1.0)
+        expected = x + block.attn(f) if position == "standard" else block.attn(x) + f
+        torch.testing.assert_close(block(x), expected)
+
+
+class TwoBranchesByReduce(CalledForIt):
+    """The branch is a sum that no expression is worth alone."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        f, g = self.branch(x, factor), torch.tanh(self.a(x))
+        return functools.reduce(operator.add, [f, g, x])
+
+
 class Loop(Block):
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         for _ in range(2):
@@ -376,6 +433,7 @@ def of_text() -> type[nn.Module]:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
+        (lambda: TwoBranchesByReduce, "nor wrapped .*it is no operand of 'functools.reduce"),
         (lambda: Loop, "nor wrapped .*is in a loop"),
         (lambda: ByModeScaled, "nor wrapped .*several places in the code"),
         (of_text, "nor wrapped .*the source of Unread.forward is not there"),
