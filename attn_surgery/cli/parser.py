@@ -69,7 +69,7 @@ def _add_report(commands: Any) -> None:
     command.add_argument("--checkpoint", metavar="FILE", help="state dict that has to fit")
     _add_surgery_options(command)
     command.add_argument("--init", default="identity", help="identity (default) or paper")
-    command.add_argument("--per-site", action="store_true", help="break the counts down by block")
+    command.add_argument("--per-site", action="store_true", help="break the costs down by block")
     _add_measuring(command.add_argument_group("measuring"))
     _add_output(command.add_argument_group("output"))
 
@@ -83,6 +83,7 @@ def _add_measuring(group: Any) -> None:
     group.add_argument("--autocast", metavar="DTYPE", help="measure under autocast")
     group.add_argument("--channels-last", action="store_true", help="measure channels last")
     group.add_argument("--compile", action="store_true", help="measure through torch.compile")
+    group.add_argument("--graph", action="store_true", help="measure as a captured CUDA graph, too")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     group.add_argument(
         "--seconds", type=float, default=5.0, metavar="S", help="a measurement's time (default: 5)"

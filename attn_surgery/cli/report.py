@@ -21,7 +21,16 @@ from attn_surgery.reporting import (
     report,
 )
 
-_CONDITIONS = ("batch_size", "dtype", "autocast", "channels_last", "compile", "threads", "seconds")
+_CONDITIONS = (
+    "batch_size",
+    "dtype",
+    "autocast",
+    "channels_last",
+    "compile",
+    "graph",
+    "threads",
+    "seconds",
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -103,12 +103,12 @@ def params_by_block(model: nn.Module, blocks: Collection[str]) -> dict[str | Non
     """
     found: dict[str | None, int] = {}
     for path, parameter in model.named_parameters():
-        block = _innermost(path, blocks)
+        block = innermost(path, blocks)
         found[block] = found.get(block, 0) + parameter.numel()
     return found
 
 
-def _innermost(path: str | None, blocks: Collection[str]) -> str | None:
+def innermost(path: str | None, blocks: Collection[str]) -> str | None:
     """Return the deepest of the blocks that ``path`` is or is in."""
     if path is None:
         return None
@@ -134,11 +134,11 @@ def site_costs(host: Counted, variant: Counted, sites: Iterable[Site]) -> list[S
     params, work = dict.fromkeys([*afters, None], 0), dict.fromkeys([*afters, None], Work())
     for sign, side in ((1, variant.params), (-1, host.params)):
         for path, number in side.items():
-            params[_innermost(path, own)] += sign * number
+            params[innermost(path, own)] += sign * number
     for path, spent in variant.work.items():
-        work[_innermost(path, own)] += spent
+        work[innermost(path, own)] += spent
     for path, spent in host.work.items():
-        work[_innermost(path, own)] -= spent
+        work[innermost(path, own)] -= spent
     row = variant.row
     return [
         SiteCost(

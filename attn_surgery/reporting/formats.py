@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import io
 import json
+from typing import Any
 
 from attn_surgery.errors import check_choice
 from attn_surgery.reporting.result import Report
@@ -47,11 +48,21 @@ def render(report: Report, form: str = "table") -> str:
 
 
 def _csv(report: Report) -> str:
+    lines = [_flat(row) for row in report.rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [each.name for each in dataclasses.fields(Row)])
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)))
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in report.rows)
+    writer.writerows(lines)
     return text.getvalue().rstrip("\r\n")
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """Return a row without what it consists of: the times of a clock go by the clock's name."""
+    flat = {each.name: getattr(row, each.name) for each in dataclasses.fields(row)}
+    for times in flat.pop("times"):
+        prefix = f"{times.clock}_train_" if times.train else f"{times.clock}_"
+        flat |= {f"{prefix}{name}": value for name, value in times.values().items()}
+    return flat
 
 
 def _markdown(report: Report) -> str:

@@ -6,9 +6,8 @@ Everything happens on copies; the host is not touched. What the counts mean is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,22 +18,16 @@ from attn_surgery.host import (
     Input,
     InputSize,
     as_input,
-    device_copy,
     meta_copy,
     undisturbed_randomness,
 )
-from attn_surgery.planning import Attention, Chosen, One, Plan
+from attn_surgery.planning import Attention
 from attn_surgery.reporting.costs import Counted, count, site_costs
-from attn_surgery.reporting.measuring import (
-    Conditions,
-    Timing,
-    checked_device,
-    checked_dtype,
-    measure,
-)
+from attn_surgery.reporting.measuring import Conditions, checked_device, checked_dtype
 from attn_surgery.reporting.result import Report
-from attn_surgery.reporting.rows import Row, Samples
-from attn_surgery.surgery import apply, plan
+from attn_surgery.reporting.rows import Row
+from attn_surgery.reporting.times import Measured
+from attn_surgery.reporting.variants import Variant, as_list
 
 
 def report(
@@ -56,6 +49,7 @@ def report(
     autocast: torch.dtype | str | None = None,
     channels_last: bool = False,
     compile: bool = False,
+    graph: bool = False,
     threads: int | None = None,
     seconds: float = 5.0,
     progress: bool | None = False,
@@ -76,8 +70,10 @@ def report(
         position: As for `attn_surgery.apply`.
         existing: As for `attn_surgery.apply`.
         init: As for `attn_surgery.apply`.
-        per_site: Break the counts down by block.
-        latency: Measure the forward pass.
+        per_site: Break the counts down by block; with ``latency``, time the attentions of each
+            block alone, too, with their inputs in the device's cache and without.
+        latency: Measure the forward pass. On an accelerator two clocks do: the host's, and the
+            device's own (`Row.times`).
         train: Measure a training step, too.
         device: Where to measure; by default where the host's parameters are.
         batch_size: Inputs in one measured call. The counts are those of one input.
@@ -85,8 +81,10 @@ def report(
         autocast: Measure within ``torch.autocast`` of this dtype.
         channels_last: Measure in the channels-last memory format.
         compile: Measure through ``torch.compile``; what was compiled before is compiled anew.
+        graph: Measure the forward pass as a captured CUDA graph, too, as it may be deployed.
         threads: CPU threads while measuring.
-        seconds: Time for measuring the forward pass of all, and again for the training step.
+        seconds: Time for measuring the forward pass of all, and again for the training step, and
+            for the attentions of all sites.
         progress: Show a progress bar on stderr; None is "if it is a terminal".
         **options: For every attention.
 
@@ -95,7 +93,8 @@ def report(
         in `Row.error`. Ctrl-C while measuring ends it early, with what was measured so far.
 
     Raises:
-        SurgeryError: An argument cannot be used, or a plan cannot be made as asked.
+        SurgeryError: An argument cannot be used (``graph`` elsewhere than on CUDA), or a plan
+            cannot be made as asked.
 
     Example:
         >>> import torchvision, attn_surgery
@@ -110,34 +109,21 @@ def report(
     # A host that is only counted may be anywhere.
     place = _place(model, device) if latency or train else torch.device("meta")
     conditions = Conditions(
-        place, batch_size, dtype, autocast, channels_last, compile, threads, seconds
+        place, batch_size, dtype, autocast, channels_last, compile, graph, threads, seconds
     )
     asked = {"where": where, "position": position, "existing": existing, **options}
     with undisturbed_randomness():
         host = _copied(model, name, dtype)
-        variants = [_planned(host, one, asked, init) for one in _as_list(attention)]
+        variants = [Variant.planned(host, one, asked, init) for one in as_list(attention)]
         counted = _counted(Row(name, None, 0, None, None), host, variants, given, per_site)
         result = _report(name, given, variants, counted, per_site)
         if place.type != "meta":
             kinds = [kind for kind, wanted in ((False, latency), (True, train)) if wanted]
-            result = _measured(result, model, variants, given, conditions, kinds, progress)
+            measured = Measured(model, variants, given, conditions)
+            result = measured.rows(result, kinds, progress)
+            if per_site and latency and not result.interrupted:
+                result = measured.sites(result)
     return result
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """One attention in the host, planned."""
-
-    attention: Attention
-    plan: Plan
-    asked: Mapping[str, Any]
-
-    @property
-    def label(self) -> str:
-        return _label(self.attention)
-
-    def apply(self, copied: nn.Module) -> nn.Module:
-        return apply(copied, self.attention, **self.asked)
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -154,17 +140,11 @@ def _copied(model: nn.Module, name: str, dtype: torch.dtype | None) -> nn.Module
         raise SurgeryError(f"{name} cannot be copied to be counted: {one_line(error)}") from error
 
 
-def _planned(
-    host: nn.Module, attention: Attention, asked: Mapping[str, Any], init: str
-) -> _Variant:
-    return _Variant(attention, plan(host, attention, **asked), {**asked, "init": init})
-
-
 # Counting
 
 
 def _counted(
-    row: Row, host: nn.Module, variants: Sequence[_Variant], given: Input, per_site: bool
+    row: Row, host: nn.Module, variants: Sequence[Variant], given: Input, per_site: bool
 ) -> list[Counted]:
     """Count the host and every variant, all with the same blocks told apart."""
     sites = [site for variant in variants for site in variant.plan.sites]
@@ -182,7 +162,7 @@ def _counted(
     return [base, *counted]
 
 
-def _operated(host: nn.Module, variant: _Variant) -> nn.Module | Exception | None:
+def _operated(host: nn.Module, variant: Variant) -> nn.Module | Exception | None:
     """Return a copy with the attention in it, None where it goes nowhere, or why it failed."""
     if not variant.plan.sites:
         return None
@@ -211,7 +191,7 @@ def _one_counted(
 def _report(
     name: str,
     given: Input,
-    variants: Sequence[_Variant],
+    variants: Sequence[Variant],
     counted: Sequence[Counted],
     per_site: bool,
 ) -> Report:
@@ -228,7 +208,7 @@ def _report(
     )
 
 
-def _explained(variant: _Variant, row: Row) -> Row:
+def _explained(variant: Variant, row: Row) -> Row:
     planned = variant.plan
     if planned.sites:
         return row
@@ -240,88 +220,3 @@ def _explained(variant: _Variant, row: Row) -> Row:
         error=f"nothing inserted: all {len(planned.skipped)} sites are skipped "
         f"(first: {first.block or '(root)'}: {first.reason})",
     )
-
-
-# Measuring
-
-
-def _measured(
-    result: Report,
-    model: nn.Module,
-    variants: Sequence[_Variant],
-    given: Input,
-    conditions: Conditions,
-    kinds: Sequence[bool],
-    progress: bool | None,
-) -> Report:
-    """Fill in what is measured: forward passes, training steps (True), or both."""
-    copied = partial(device_copy, model, conditions.device)
-    # A variant that could not be made, or that is the host, has nothing to be measured.
-    places = [0, *(i for i, each in enumerate(variants, 1) if _is_new(result.rows[i], each))]
-    builders = [copied, *(partial(_built, copied, variants[i - 1]) for i in places[1:])]
-    rows, samples, interrupted = list(result.rows), [], False
-    for train in kinds:
-        title = f"{rows[0].model}: {'training step' if train else 'forward'}"
-        run = measure(builders, given, conditions, train=train, progress=progress, title=title)
-        for i, timing in zip(places, run.timings, strict=True):
-            rows[i] = _timed(rows[i], timing, train, conditions.batch_size)
-            if isinstance(timing, Timing):
-                row = rows[i]
-                samples.append(Samples(row.model, row.attention, train, timing.samples_ms))
-        interrupted = run.interrupted
-        if interrupted:
-            break
-    return replace(
-        result,
-        rows=tuple(rows),
-        samples=tuple(samples),
-        provenance=conditions.provenance(),
-        interrupted=interrupted,
-    )
-
-
-def _is_new(row: Row, variant: _Variant) -> bool:
-    return bool(variant.plan.sites) and row.params is not None
-
-
-def _built(copied: Callable[[], nn.Module], variant: _Variant) -> nn.Module:
-    return variant.apply(copied())
-
-
-def _timed(row: Row, timing: Timing | str, train: bool, batch_size: int) -> Row:
-    if isinstance(timing, str):
-        return replace(row, error="; ".join(filter(None, [row.error, timing])))
-    values = {
-        "latency_ms": timing.median_ms,
-        "latency_q1_ms": timing.q1_ms,
-        "latency_q3_ms": timing.q3_ms,
-        "latency_ratio": timing.ratio,
-        "latency_ratio_low": timing.ratio_low,
-        "latency_ratio_high": timing.ratio_high,
-        "latency_added_ms": timing.added_ms,
-        "throughput": 1e3 * batch_size / timing.median_ms,
-        "peak_bytes": timing.peak_bytes,
-    }
-    return replace(row, **{f"train_{key}" if train else key: v for key, v in values.items()})
-
-
-# Attentions
-
-
-def _as_list(attention: Attention | Sequence[Attention]) -> list[Attention]:
-    if isinstance(attention, (str, Mapping, Plan)) or callable(attention):
-        return [attention]
-    return list(attention)
-
-
-def _label(attention: Attention | One) -> str:
-    if isinstance(attention, str):
-        return attention
-    if isinstance(attention, Mapping):
-        return ", ".join(f"{pattern}: {_label(one)}" for pattern, one in attention.items())
-    if isinstance(attention, Plan):
-        return ", ".join(dict.fromkeys(map(str, attention.assignments)))
-    if isinstance(attention, tuple):
-        builder, options = attention
-        return str(Chosen(builder, options).assignment)
-    return getattr(attention, "__name__", type(attention).__name__)

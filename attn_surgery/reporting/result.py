@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attn_surgery.reporting.rows import Row, Samples, SiteCost
-from attn_surgery.reporting.tables import NOISE, count_table, sites_table, time_table, variants
+from attn_surgery.reporting.tables import (
+    CLOCKS,
+    NOISE,
+    count_table,
+    sites_table,
+    time_table,
+    variants,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and numbers, ready for ``json.dumps``."""
         return {
-            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "rows": [_without_empty_times(dataclasses.asdict(row)) for row in self.rows],
             "input_sizes": dict(self.input_sizes),
             "per_site": [dataclasses.asdict(cost) for cost in self.per_site],
             "provenance": dict(self.provenance),
@@ -74,9 +81,9 @@ class Report:
 
     def tables(self, style: str) -> list[str]:
         """Return the tables alone: what was counted, what was measured, and the sites."""
-        counted, timed = count_table(self.rows, style), time_table(self.rows, style)
+        timed = [time_table(self.rows, clock, style) for clock in CLOCKS]
         sites = sites_table(self.per_site, style) if self.per_site else ""
-        return [table for table in (counted, timed, sites) if table]
+        return [table for table in (count_table(self.rows, style), *timed, sites) if table]
 
     def remarks(self) -> list[str]:
         """Return what has to be said below the tables, a line each."""
@@ -102,9 +109,36 @@ class Report:
             if value not in {None, False}
         )
         timed = variants(self.rows)
-        noisy = any(row.within_noise() or row.within_noise(train=True) for row in timed)
-        mark = f"{NOISE}: within noise, the 95 % interval of the paired ratio covers 1"
-        return [*([f"measured: {told}"] if told else []), *([mark] if noisy else [])]
+        noisy = any(
+            row.within_noise()
+            or row.within_noise(train=True)
+            or any(each.within_noise for each in row.times)
+            for row in timed
+        )
+        clocks = {each.clock for row in self.rows for each in row.times}
+        lines = {
+            f"measured: {told}": bool(told),
+            f"{NOISE}: within noise, the 95 % interval of the paired ratio covers 1": noisy,
+            _CLOCKS: bool(clocks),
+            _GRAPH: "graph" in clocks,
+            _SITES: any(cost.warm_ms is not None for cost in self.per_site),
+        }
+        return [line for line, is_said in lines.items() if is_said]
+
+
+def _without_empty_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "times" or value}
+
+
+_CLOCKS = (
+    "wall clock: the host's, the device waited for at both ends, so that the gaps between launches "
+    "count; device: between events on it, everything queued before it begins"
+)
+_GRAPH = "graph: the device's time of a captured CUDA graph, its inputs taken in turn"
+_SITES = (
+    "warm, cold: one pass of the block's attentions alone, their inputs in the cache or flushed "
+    "from it"
+)
 
 
 def _input(size: Any) -> str:

@@ -1,6 +1,58 @@
 """What a report consists of: rows, their breakdown by site, raw times."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+WALL = "wall"
+"""The clock whose times `Row` holds itself."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """What one clock says of one row.
+
+    Attributes:
+        clock: "wall", the host's, the device waited for at both ends; "device", events on it, all
+            calls queued before it begins; "graph", the same of a captured CUDA graph.
+        train: Whether it is a training step, and not a forward pass.
+        latency_ms: Median time for the batch.
+        latency_q1_ms: First quartile.
+        latency_q3_ms: Third quartile.
+        latency_p90_ms: Nine of ten times are below it.
+        latency_p99_ms: 99 of a hundred are.
+        latency_ratio: Median of the paired ratios to the host's time.
+        latency_ratio_low: Lower end of the ratio's 95 % interval.
+        latency_ratio_high: Upper end.
+        latency_added_ms: Median of the paired differences from the host's time.
+        throughput: Inputs per second: batch size / ``latency_ms``.
+    """
+
+    clock: str
+    train: bool
+    latency_ms: float | None = None
+    latency_q1_ms: float | None = None
+    latency_q3_ms: float | None = None
+    latency_p90_ms: float | None = None
+    latency_p99_ms: float | None = None
+    latency_ratio: float | None = None
+    latency_ratio_low: float | None = None
+    latency_ratio_high: float | None = None
+    latency_added_ms: float | None = None
+    throughput: float | None = None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the clock cannot tell the row from its host."""
+        low, high = self.latency_ratio_low, self.latency_ratio_high
+        return low is not None and high is not None and low <= 1 <= high
+
+    def values(self) -> dict[str, float | None]:
+        """Return the numbers, by the names that `Row` has for them."""
+        return {name: getattr(self, name) for name in MEASURED}
+
+
+MEASURED = tuple(each.name for each in fields(Times))[2:]
 
 
 @dataclass(frozen=True)
@@ -23,20 +75,25 @@ class Row:
         error: Why something in this row is missing; None if nothing went wrong.
         latency_q1_ms: First quartile of the times.
         latency_q3_ms: Third quartile of the times.
+        latency_p90_ms: Nine of ten times are below it.
+        latency_p99_ms: 99 of a hundred are.
         latency_ratio_low: Lower end of the ratio's 95 % interval.
         latency_ratio_high: Upper end of the ratio's 95 % interval.
         latency_added_ms: Median of the paired differences from the host's time.
         throughput: Inputs per second: batch size / ``latency_ms``.
         peak_bytes: Most device memory of a forward pass, weights included.
         train_latency_ms: Median time of one training step of the batch.
-        train_latency_ratio: As ``latency_ratio``, for training steps; so are the next five.
+        train_latency_ratio: As ``latency_ratio``, for training steps; so are the next seven.
         train_latency_q1_ms: First quartile.
         train_latency_q3_ms: Third quartile.
+        train_latency_p90_ms: Nine of ten.
+        train_latency_p99_ms: 99 of a hundred.
         train_latency_ratio_low: Lower end of the interval.
         train_latency_ratio_high: Upper end of the interval.
         train_latency_added_ms: Median of the paired differences.
         train_throughput: Inputs per second in training.
         train_peak_bytes: Most device memory of a training step.
+        times: What other clocks than the host's say, where there are any.
     """
 
     model: str
@@ -52,6 +109,8 @@ class Row:
     error: str | None = None
     latency_q1_ms: float | None = None
     latency_q3_ms: float | None = None
+    latency_p90_ms: float | None = None
+    latency_p99_ms: float | None = None
     latency_ratio_low: float | None = None
     latency_ratio_high: float | None = None
     latency_added_ms: float | None = None
@@ -61,11 +120,14 @@ class Row:
     train_latency_ratio: float | None = None
     train_latency_q1_ms: float | None = None
     train_latency_q3_ms: float | None = None
+    train_latency_p90_ms: float | None = None
+    train_latency_p99_ms: float | None = None
     train_latency_ratio_low: float | None = None
     train_latency_ratio_high: float | None = None
     train_latency_added_ms: float | None = None
     train_throughput: float | None = None
     train_peak_bytes: int | None = None
+    times: tuple[Times, ...] = ()
 
     @property
     def title(self) -> str:
@@ -76,13 +138,20 @@ class Row:
         """Whether the measurement cannot tell this row from its host.
 
         Example:
-            >>> Row("net", "se", 1, 1, 1, latency_ratio_low=0.99, latency_ratio_high=1.02
-            ... ).within_noise()
+            >>> known = {"latency_ms": 5.0, "latency_ratio_low": 0.99, "latency_ratio_high": 1.02}
+            >>> Row("net", "se", 1, 1, 1, **known).within_noise()
             True
         """
-        low = self.train_latency_ratio_low if train else self.latency_ratio_low
-        high = self.train_latency_ratio_high if train else self.latency_ratio_high
-        return low is not None and high is not None and low <= 1 <= high
+        times = self.by(WALL, train=train)
+        return times is not None and times.within_noise
+
+    def by(self, clock: str, *, train: bool = False) -> Times | None:
+        """Return what a clock says; None where it was not asked."""
+        if clock != WALL:
+            asked = (clock, train)
+            return next((each for each in self.times if (each.clock, each.train) == asked), None)
+        values = {name: getattr(self, f"train_{name}" if train else name) for name in MEASURED}
+        return None if values["latency_ms"] is None else Times(clock, train, **values)
 
 
 @dataclass(frozen=True)
@@ -98,6 +167,8 @@ class SiteCost:
         macs: Multiply-adds added.
         elementwise_ops: Elementwise and reduction operations added.
         bytes_moved: Bytes moved added.
+        warm_ms: Time of the block's attentions alone, their inputs in the device's cache.
+        cold_ms: The same, something else in the cache.
     """
 
     model: str
@@ -108,6 +179,8 @@ class SiteCost:
     macs: int
     elementwise_ops: int
     bytes_moved: int
+    warm_ms: float | None = None
+    cold_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,3 +191,4 @@ class Samples:
     attention: str | None
     train: bool
     ms: tuple[float, ...]
+    clock: str = WALL

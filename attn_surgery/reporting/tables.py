@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from attn_surgery.reporting.rows import Row, SiteCost
+from attn_surgery.reporting.rows import WALL, Row, SiteCost, Times
 
 NOISE = "~"
 """Marks a difference that is smaller than its own noise."""
+CLOCKS = {WALL: "wall clock", "device": "device", "graph": "graph"}
+"""The clocks of a report, as its heads call them."""
 
 _Cell = Callable[[Row, Row | None], str]
 
@@ -40,11 +42,12 @@ def count_table(rows: Sequence[Row], style: str = "simple") -> str:
     return _table(rows, [*_NAMES, *_COUNTS], style)
 
 
-def time_table(rows: Sequence[Row], style: str = "simple") -> str:
-    """Return the table of what was measured; "" if nothing was."""
-    if all(row.latency_ms is None and row.train_latency_ms is None for row in rows):
+def time_table(rows: Sequence[Row], clock: str = WALL, style: str = "simple") -> str:
+    """Return the table of what one clock said; "" if it was not asked."""
+    if all(row.by(clock) is None and row.by(clock, train=True) is None for row in rows):
         return ""
-    return _table(rows, [*_NAMES, *_timed("", "latency"), *_timed("train_", "train step")], style)
+    columns = [column for train in (False, True) for column in _timed(clock, train=train)]
+    return _table(rows, [*_NAMES, *columns], style)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[_Column], style: str) -> str:
@@ -61,9 +64,11 @@ def _table(rows: Sequence[Row], columns: Sequence[_Column], style: str) -> str:
 
 def sites_table(costs: Sequence[SiteCost], style: str = "simple") -> str:
     """Return the breakdown by block."""
+    is_timed = any(cost.warm_ms is not None for cost in costs)
     heads = [
         *("model", "attention", "block", "after"),
         *("params added", "MACs added (M)", "elementwise added (M op)", "moved added (MB)"),
+        *("warm (ms)", "cold (ms)")[: 2 * is_timed],
     ]
     cells = [
         (
@@ -75,10 +80,15 @@ def sites_table(costs: Sequence[SiteCost], style: str = "simple") -> str:
             f"{cost.macs / 1e6:+.4f}",
             f"{cost.elementwise_ops / 1e6:+.4f}",
             f"{cost.bytes_moved / 1e6:+.4f}",
+            *(_milliseconds(cost.warm_ms), _milliseconds(cost.cold_ms))[: 2 * is_timed],
         )
         for cost in costs
     ]
-    return _draw(heads, cells, ["left"] * 4 + ["right"] * 4, style)
+    return _draw(heads, cells, ["left"] * 4 + ["right"] * (len(heads) - 4), style)
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def variants(rows: Iterable[Row]) -> list[Row]:
@@ -138,46 +148,50 @@ def _difference(name: str, row: Row, host: Row | None) -> int | None:
     return None if value is None or base is None else value - base
 
 
-def _range(prefix: str) -> _Cell:
-    def cell(row: Row, host: Row | None) -> str:
-        low, high = getattr(row, f"{prefix}latency_q1_ms"), getattr(row, f"{prefix}latency_q3_ms")
-        return "" if low is None else f"{low:.2f} to {high:.2f}"
+def _timed(clock: str, *, train: bool) -> list[_Column]:
+    """Return the columns of what one clock says of a forward pass or a training step."""
 
-    return cell
+    def of(text: Callable[[Times], str], *, hosts: bool = True) -> _Cell:
+        def cell(row: Row, host: Row | None) -> str:
+            times = row.by(clock, train=train)
+            return "" if times is None or (host is None and not hosts) else text(times)
 
+        return cell
 
-def _slower(prefix: str) -> _Cell:
-    def cell(row: Row, host: Row | None) -> str:
-        added = getattr(row, f"{prefix}latency_added_ms")
-        if host is None or added is None:
-            return ""
-        return NOISE if row.within_noise(train=bool(prefix)) else f"{added:+.2f}"
-
-    return cell
-
-
-def _ratio(prefix: str) -> _Cell:
-    def cell(row: Row, host: Row | None) -> str:
-        ratio = getattr(row, f"{prefix}latency_ratio")
-        if host is None or ratio is None:
-            return ""
-        low = getattr(row, f"{prefix}latency_ratio_low")
-        high = getattr(row, f"{prefix}latency_ratio_high")
-        shown = NOISE if row.within_noise(train=bool(prefix)) else f"{ratio:.3f}"
-        return f"{shown} ({low:.3f} to {high:.3f})"
-
-    return cell
-
-
-def _timed(prefix: str, what: str) -> list[_Column]:
+    memory = "train_peak_bytes" if train else "peak_bytes"
     return [
-        _Column(f"{what} (median ms)", _number(f"{prefix}latency_ms", 1, 2)),
-        _Column("quartiles (ms)", _range(prefix)),
-        _Column("added (ms)", _slower(prefix)),
-        _Column("ratio to host (95 %)", _ratio(prefix)),
-        _Column("inputs/s", _number(f"{prefix}throughput", 1, 1)),
-        _Column("peak memory (MB)", _number(f"{prefix}peak_bytes", 1e6, 1)),
+        _Column(
+            f"{CLOCKS[clock]} {'train step' if train else 'latency'} (median ms)",
+            of(lambda times: _joined(times.latency_ms)),
+        ),
+        _Column(
+            "quartiles (ms)",
+            of(lambda times: _joined(times.latency_q1_ms, times.latency_q3_ms, by=" to ")),
+        ),
+        _Column(
+            "p90, p99 (ms)", of(lambda times: _joined(times.latency_p90_ms, times.latency_p99_ms))
+        ),
+        _Column("added (ms)", of(_slower, hosts=False)),
+        _Column("ratio to host (95 %)", of(_ratio, hosts=False)),
+        _Column("inputs/s", of(lambda times: _joined(times.throughput, digits=1))),
+        *([_Column("peak memory (MB)", _number(memory, 1e6, 1))] if clock == WALL else []),
     ]
+
+
+def _joined(*values: float | None, by: str = ", ", digits: int = 2) -> str:
+    return by.join(f"{each:.{digits}f}" for each in values if each is not None)
+
+
+def _slower(times: Times) -> str:
+    added = times.latency_added_ms
+    return NOISE if times.within_noise else "" if added is None else f"{added:+.2f}"
+
+
+def _ratio(times: Times) -> str:
+    ratio, low, high = times.latency_ratio, times.latency_ratio_low, times.latency_ratio_high
+    if ratio is None or low is None or high is None:
+        return ""
+    return f"{NOISE if times.within_noise else f'{ratio:.3f}'} ({low:.3f} to {high:.3f})"
 
 
 _NAMES = [

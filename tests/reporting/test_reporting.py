@@ -18,7 +18,7 @@ from attn_surgery.reporting.result import Report
 from attn_surgery.reporting.rows import Row
 
 # The package's `report` may be the function; this is the module.
-report_module = importlib.import_module("attn_surgery.reporting.report")
+variants_module = importlib.import_module("attn_surgery.reporting.variants")
 
 
 class Block(nn.Module):
@@ -175,8 +175,8 @@ def test_a_surgery_that_fails_leaves_the_other_rows(monkeypatch):
             raise RuntimeError("out of\nluck")
         return original(model, attention, **asked)
 
-    original = report_module.apply
-    monkeypatch.setattr(report_module, "apply", apply)
+    original = variants_module.apply
+    monkeypatch.setattr(variants_module, "apply", apply)
     host, se, cbam = counted(Net(), input_size=(3, 8, 8)).rows
     assert se.error == "RuntimeError: out of luck"
     assert se.params is se.macs is None

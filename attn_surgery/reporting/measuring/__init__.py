@@ -7,15 +7,19 @@ from attn_surgery.reporting.measuring.conditions import (
     checked_dtype,
     device_name,
 )
-from attn_surgery.reporting.measuring.latency import measure
+from attn_surgery.reporting.measuring.latency import Measurement, measure
+from attn_surgery.reporting.measuring.parts import PartTimes, measure_parts
 from attn_surgery.reporting.measuring.statistics import Timing
 
 __all__ = [
     "Conditions",
+    "Measurement",
+    "PartTimes",
     "Timing",
     "accelerator",
     "checked_device",
     "checked_dtype",
     "device_name",
     "measure",
+    "measure_parts",
 ]

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from attn_surgery.errors import SurgeryError, one_line
+from attn_surgery.reporting.measuring.graphs import check_graphs
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -29,6 +31,7 @@ class Conditions:
         autocast: The dtype of ``torch.autocast``; None is without.
         channels_last: Convert weights and inputs to the channels-last memory format.
         compile: Run through ``torch.compile``.
+        graph: Time the forward pass as a captured CUDA graph, too.
         threads: CPU threads while measuring; None leaves them.
         seconds: Stop after this time, warm-up apart, with ten rounds at least.
     """
@@ -39,6 +42,7 @@ class Conditions:
     autocast: torch.dtype | None = None
     channels_last: bool = False
     compile: bool = False
+    graph: bool = False
     threads: int | None = None
     seconds: float = 5.0
 
@@ -49,6 +53,13 @@ class Conditions:
                 raise SurgeryError(f"{name}={value!r}: must be a whole number from 1 on")
         if not 0 <= self.seconds < float("inf"):
             raise SurgeryError(f"seconds={self.seconds!r}: must be a time from 0 on")
+        if self.graph:
+            check_graphs(self.device)
+
+    @property
+    def cpu_threads(self) -> int:
+        """The threads of this process that work while measuring."""
+        return self.threads or torch.get_num_threads() if self.device.type == "cpu" else 1
 
     def converted(self, model: nn.Module) -> nn.Module:
         """Bring a copy into the dtype and the memory format, in place."""
@@ -70,11 +81,6 @@ class Conditions:
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
-
-    def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
@@ -110,8 +116,32 @@ class Conditions:
             "batch_size": self.batch_size,
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command(),
         }
+
+
+def command() -> str:
+    """Return the command of this process as it was typed, programs by their names.
+
+    What stands behind ``-c`` is left out.
+
+    Example:
+        >>> command().startswith("python") or "pytest" in command()
+        True
+    """
+    words = iter(sys.orig_argv[1:])
+    for word in words:
+        if word == "-m":
+            return shlex.join(["python", "-m", *words])
+        if word == "-c":
+            return "python -c"
+        if word in {"-X", "-W"}:
+            next(words, None)
+        elif not word.startswith("-"):
+            script = Path(word)
+            python = ["python"] if script.suffix == ".py" else []
+            return shlex.join([*python, script.name.removesuffix(".exe"), *words])
+    return "python"
 
 
 def _word(dtype: torch.dtype | None) -> str | None:

@@ -21,6 +21,8 @@ class Timing:
         median_ms: Their median.
         q1_ms: First quartile.
         q3_ms: Third quartile.
+        p90_ms: Nine of ten times are below it.
+        p99_ms: 99 of a hundred are; the longest where there are no hundred.
         ratio: Median of the ratios to the host's time in the same round; 1 for the host.
         ratio_low: Lower end of the ratio's 95 % interval.
         ratio_high: Upper end.
@@ -33,6 +35,8 @@ class Timing:
     median_ms: float
     q1_ms: float
     q3_ms: float
+    p90_ms: float
+    p99_ms: float
     ratio: float
     ratio_low: float
     ratio_high: float
@@ -59,12 +63,25 @@ def summarise(
         median_ms=statistics.median(samples_ms),
         q1_ms=quartiles[0],
         q3_ms=quartiles[2],
+        p90_ms=percentile(samples_ms, 90),
+        p99_ms=percentile(samples_ms, 99),
         ratio=statistics.median(ratios),
         ratio_low=low,
         ratio_high=high,
         added_ms=statistics.median(one - host for one, host in pairs),
         peak_bytes=peak_bytes,
     )
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the smallest of the values that so many percent of them do not exceed.
+
+    Example:
+        >>> percentile(range(1, 201), 99), percentile([3, 1, 2], 90)
+        (198, 3)
+    """
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:

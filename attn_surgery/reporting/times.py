@@ -1,0 +1,168 @@
+"""The measured part of a report's rows, and of its breakdown by site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import nn
+
+from attn_surgery.errors import one_line
+from attn_surgery.host import Input, device_copy
+from attn_surgery.reporting.costs import innermost
+from attn_surgery.reporting.measuring import (
+    Conditions,
+    Measurement,
+    PartTimes,
+    Timing,
+    measure,
+    measure_parts,
+)
+from attn_surgery.reporting.result import Report
+from attn_surgery.reporting.rows import WALL, Row, Samples, SiteCost, Times
+from attn_surgery.reporting.variants import Variant
+from attn_surgery.surgery import inserted
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A host and its variants, to be measured on copies.
+
+    Attributes:
+        model: The host.
+        variants: The attentions.
+        given: The input.
+        conditions: Where and how.
+    """
+
+    model: nn.Module
+    variants: Sequence[Variant]
+    given: Input
+    conditions: Conditions
+
+    def rows(self, result: Report, kinds: Sequence[bool], progress: bool | None) -> Report:
+        """Fill in the times of forward passes, of training steps (True), or of both.
+
+        Args:
+            result: Its rows are those of the host and of the variants.
+            kinds: What is measured.
+            progress: As for `report`.
+        """
+        # a variant that could not be made, or that is the host, has nothing to be measured
+        places = [0, *(i for i, _ in self._new(result))]
+        builders = [self._host, *(partial(self._built, each) for _, each in self._new(result))]
+        for train in kinds:
+            title = f"{result.rows[0].model}: {'training step' if train else 'forward'}"
+            options = {"train": train, "progress": progress, "title": title}
+            run = measure(builders, self.given, self.conditions, **options)
+            result = self._filled(result, places, run, train=train)
+            if run.interrupted:
+                break
+        return result
+
+    def sites(self, result: Report) -> Report:
+        """Fill in how long the attentions of each block take alone."""
+        costs = {(each.attention, each.block): each for each in result.per_site}
+        notes: list[str] = []
+        for number, variant in self._new(result):
+            build = partial(self._built, variant)
+            try:
+                times = measure_parts(build, inserted, self.given, self._share(result))
+            except Exception as error:
+                title = result.rows[number].title
+                notes.append(f"{title}: its sites are not measured: {one_line(error)}")
+                continue
+            costs |= _timed_sites(costs, variant.label, times)
+        return replace(
+            result, per_site=tuple(costs.values()), notes=(*result.notes, *dict.fromkeys(notes))
+        )
+
+    def _share(self, result: Report) -> Conditions:
+        return replace(self.conditions, seconds=self.conditions.seconds / len(self._new(result)))
+
+    def _new(self, result: Report) -> list[tuple[int, Variant]]:
+        """Return the variants that can be measured, each with the number of its row."""
+        return [
+            (number, each)
+            for number, each in enumerate(self.variants, 1)
+            if each.plan.sites and result.rows[number].params is not None
+        ]
+
+    def _host(self) -> nn.Module:
+        return device_copy(self.model, self.conditions.device)
+
+    def _built(self, variant: Variant) -> nn.Module:
+        return variant.apply(self._host())
+
+    def _filled(
+        self, result: Report, places: Sequence[int], run: Measurement, *, train: bool
+    ) -> Report:
+        rows, samples, notes = list(result.rows), list(result.samples), list(result.notes)
+        for i, timings, said in zip(places, run.timings, run.notes, strict=True):
+            if isinstance(timings, str):
+                error = "; ".join(filter(None, [rows[i].error, timings]))
+                rows[i] = replace(rows[i], error=error)
+                continue
+            rows[i] = _timed(rows[i], timings, self.conditions.batch_size, train=train)
+            row = rows[i]
+            samples += [
+                Samples(row.model, row.attention, train, each.samples_ms, clock)
+                for clock, each in timings.items()
+            ]
+            notes += [f"{row.title}: {each}" for each in said]
+        notes += [f"{'training step' if train else 'forward pass'}: {each}" for each in run.doubts]
+        return replace(
+            result,
+            rows=tuple(rows),
+            samples=tuple(samples),
+            provenance={**self.conditions.provenance(), **run.machine},
+            notes=tuple(dict.fromkeys(notes)),
+            interrupted=run.interrupted,
+        )
+
+
+def _timed(row: Row, timings: Mapping[str, Timing], batch_size: int, *, train: bool) -> Row:
+    others = [_times(name, each, batch_size, train=train) for name, each in timings.items()]
+    wall = others.pop([each.clock for each in others].index(WALL))
+    values = {**wall.values(), "peak_bytes": timings[WALL].peak_bytes}
+    named = {f"train_{name}" if train else name: value for name, value in values.items()}
+    return replace(row, **named, times=(*row.times, *others))
+
+
+def _times(clock: str, timing: Timing, batch_size: int, *, train: bool) -> Times:
+    return Times(
+        clock=clock,
+        train=train,
+        latency_ms=timing.median_ms,
+        latency_q1_ms=timing.q1_ms,
+        latency_q3_ms=timing.q3_ms,
+        latency_p90_ms=timing.p90_ms,
+        latency_p99_ms=timing.p99_ms,
+        latency_ratio=timing.ratio,
+        latency_ratio_low=timing.ratio_low,
+        latency_ratio_high=timing.ratio_high,
+        latency_added_ms=timing.added_ms,
+        throughput=1e3 * batch_size / timing.median_ms,
+    )
+
+
+def _timed_sites(
+    costs: Mapping[tuple[str, str | None], SiteCost],
+    attention: str,
+    times: Mapping[str, PartTimes],
+) -> dict[tuple[str, str | None], SiteCost]:
+    """Return the costs of one attention's blocks, with the times of what is in each."""
+    blocks = {block for name, block in costs if name == attention and block is not None}
+    of_block: dict[str | None, list[PartTimes]] = {}
+    for path, each in times.items():
+        of_block.setdefault(innermost(path, blocks), []).append(each)
+    return {
+        (attention, block): replace(
+            costs[attention, block],
+            warm_ms=sum(each.warm_ms for each in several),
+            cold_ms=sum(each.cold_ms for each in several),
+        )
+        for block, several in of_block.items()
+        if (attention, block) in costs
+    }
