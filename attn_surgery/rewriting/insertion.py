@@ -15,6 +15,7 @@ PERMUTED = "permuted_for_attention"
 """The mark of the permutations that are put around an attention."""
 
 ATTENDED = "attended"
+LATER = "takers_of_the_changed"
 """The mark of an attention's call and of the permutations around it."""
 
 
@@ -172,10 +173,13 @@ def _insert_after(graph: fx.Graph, node: fx.Node, insertion: Insertion) -> None:
     assert isinstance(value, fx.Node)
     with graph.inserting_before(node.next):
         result = _attended(graph, value, insertion)
+    later = [user for user in users if value is node and node not in user.all_input_nodes]
     for user in users:
         user.replace_input_with(node, result)
         if insertion.in_place and isinstance(node.args[0], fx.Node):
             user.replace_input_with(node.args[0], result)
+    takers = sorted(result.users)
+    result.meta[LATER] = tuple(i for i, each in enumerate(takers) if each in later)
 
 
 def _insert_before(graph: fx.Graph, found: _Found, insertion: Insertion) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -620,3 +621,34 @@ def test_a_map_without_a_batch(attention: str) -> None:
     host, x = nn.Sequential(OwnBlock()).eval(), torch.randn(8, 7, 7)
     expected = host(x)
     assert torch.equal(attn_surgery.apply(host, attention)(x), expected)
+
+
+class AddsInPlace(nn.Module):
+    """Reads the sum by the names of the tensor before it was changed, and after."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        (self.c1, self.c2), self.out = convs(c), nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.c2(F.leaky_relu(self.c1(x)))
+        total = f.add_(x)
+        return self.out(f) + f.mean() * total
+
+
+def pickled(host: Any) -> Any:
+    return pickle.loads(pickle.dumps(host))
+
+
+@pytest.mark.parametrize("between", [lambda host: host, copy.deepcopy, pickled])
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_graph_of_a_host_is_given_back_as_it_was(
+    between: Callable[[Any], Any], times: int
+) -> None:
+    host = AddsInPlace(8)
+    flat = fx.GraphModule(host, fx.Tracer().trace(host))
+    before = flat.code
+    for _ in range(times):
+        attn_surgery.apply(flat, "se", position="post", existing="stack")
+    assert flat.code != before
+    assert attn_surgery.remove(between(flat)).code == before
