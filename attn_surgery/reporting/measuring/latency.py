@@ -136,20 +136,22 @@ class _Run:
         return rounds >= MAX_ROUNDS or (rounds >= MIN_ROUNDS and late)
 
     def _time_once(self) -> None:
+        failed = self._round()
+        if failed is not None:
+            self._drop(*failed)
+            release(self.conditions.device)
+
+    def _round(self) -> tuple[int, str] | None:
+        """Time all once; one that fails ends the round, and is returned with the reason."""
         running = self.running
         times: dict[int, dict[str, float]] = {}
         for i in _order(list(running), len(self.rounds)):
             try:
-                timed = running[i].timed
-                times[i] = {name: each.milliseconds() for name, each in timed.items()}
+                times[i] = running[i].milliseconds()
             except Exception as error:
-                self._drop(i, why(error, self.given, self.conditions))
-                break
-        else:
-            self.rounds.append(times)
-            return
-        running.clear()
-        release(self.conditions.device)
+                return i, why(error, self.given, self.conditions)
+        self.rounds.append(times)
+        return None
 
     def _drop(self, number: int, reason: str) -> None:
         self.models[number] = reason

@@ -64,6 +64,10 @@ class Runner:
     peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
 
+    def milliseconds(self) -> dict[str, float]:
+        """Time one call by each clock."""
+        return {name: each.milliseconds() for name, each in self.timed.items()}
+
 
 def ready(
     build: Callable[[], nn.Module],
@@ -205,7 +209,7 @@ def warm_libraries(conditions: Conditions) -> None:
     the first model's.
     """
     device = conditions.device
-    if device.type in {"cpu", "meta"}:
+    if device.type == "cpu":
         return
     net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8)).to(device)
     x = torch.zeros(8, 8, 3, 3, device=device, dtype=conditions.dtype)
