@@ -188,6 +188,19 @@ class TestOfOthers:
         conv = build(lambda channels: nn.Conv2d(channels, channels, 1), C, init="paper")
         assert type(conv) is nn.Conv2d
 
+    @pytest.mark.parametrize("full", [0, 1, 2])
+    def test_memory_that_ran_out_says_nothing_of_it(self, full):
+        """A GPU that others fill, for which an attention would be changed or refused."""
+
+        class Filling(nn.Identity):
+            def forward(self, x: Tensor) -> Tensor:
+                if len(x) == (full or len(x)):
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return super().forward(x)
+
+        with pytest.raises(torch.OutOfMemoryError):
+            build(lambda channels: Filling(), C, init="paper")
+
     def test_what_copies_itself_is_left_alone(self):
         attention = build(OwnCopy, C, init="paper")
         assert type(attention) is OwnCopy
