@@ -368,12 +368,38 @@ def test_fewer_images_than_processes(tmp_path):
         check_together(own.recipe, host, host, own.splits, 2)
 
 
-def test_too_little_memory(tmp_path, monkeypatch):
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_too_little_memory(tmp_path, monkeypatch, error):
     def full(_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("attn_surgery.finetune.experiment.experiment.train", full)
     with pytest.raises(SurgeryError, match=r"out of memory on cpu: lower data.batch_size"):
+        run_recipe(tiny(tmp_path))
+
+
+def test_two_images_are_no_batch_that_could_be_smaller(tmp_path, monkeypatch):
+    def full(*_):
+        raise FULL[0]
+
+    monkeypatch.setattr("attn_surgery.finetune.experiment.dry_run.make_optimizer", full)
+    with pytest.raises(SurgeryError, match=r"one step was tried, and failed: OutOfMemoryError"):
+        run_recipe(tiny(tmp_path))
+
+
+def test_another_failure_is_not_said_to_be_of_memory(tmp_path, monkeypatch):
+    def broken(_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("attn_surgery.finetune.experiment.experiment.train", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         run_recipe(tiny(tmp_path))
 
 

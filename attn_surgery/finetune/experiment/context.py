@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, is_out_of_memory
 from attn_surgery.finetune.data import Loading, Splits, open_data
 from attn_surgery.finetune.experiment.checking import check_recipe, check_together
 from attn_surgery.finetune.experiment.digests import contents_of
@@ -87,7 +87,11 @@ class Context:
         try:
             with self.wish:
                 yield
-        except torch.OutOfMemoryError as error:
+        except SurgeryError:  # it says already what was being done, and by what
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise SurgeryError(
                 f"out of memory on {self.accelerator.device}: lower data.batch_size, and raise "
                 "accumulate to make up for it; what was saved is whole"
