@@ -61,9 +61,10 @@ class Context:
             torch.set_num_threads(recipe.threads)
         accelerator = _accelerator(recipe)
         task = TASKS[recipe.data.task]
-        plain = build_host(recipe.host, 0, 0)
+        plain = build_host(recipe.host, 0, 0, accelerator.device)
         splits = _opened(recipe.data, plain, task, accelerator)
-        host = build_host(recipe.host, splits.classes if task.has_head else 0, 0)
+        classes = splits.classes if task.has_head else 0
+        host = build_host(recipe.host, classes, 0, accelerator.device)
         check_together(recipe, plain, host, splits, accelerator.num_processes)
         loading = Loading(
             recipe.data.batch_size,
@@ -100,7 +101,7 @@ class Context:
     def fresh_host(self, seed: int) -> nn.Module:
         """Build the host of a seed."""
         classes = self.splits.classes if self.task.has_head else 0
-        return build_host(self.recipe.host, classes, seed)
+        return build_host(self.recipe.host, classes, seed, self.accelerator.device)
 
     def measure(self, model: nn.Module) -> Metrics:
         """Measure a model on the split that it does not learn from."""
