@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 import attn_surgery
 from attn_surgery.errors import SurgeryError
+from attn_surgery.finetune.data import batches
 from attn_surgery.finetune.data.batches import Loading, train_batches
 from attn_surgery.finetune.data.datasets import open_source
 from attn_surgery.finetune.experiment import context
@@ -414,6 +415,17 @@ class Dying(Dataset[Any]):
 def test_a_worker_that_dies():
     with pytest.raises(SurgeryError, match=r"DataLoader worker .*data.workers = 0"):
         list(train_batches(Dying(), Loading(2, workers=1), seed=0))
+
+
+def test_an_order_is_drawn_on_the_cpu_whatever_the_default_device_is(monkeypatch):
+    monkeypatch.setattr(batches, "_loaded", lambda _, __, parts: parts)
+    data = Data("digits", channels=1, limit=20)
+    found = []
+    for place in ("cpu", "meta"):
+        with torch.device(place):
+            source = open_source(data, train=True)
+            found.append((source.samples.indices, train_batches(Dying(), Loading(2), seed=0)))
+    assert found[0] == found[1]
 
 
 def test_timm_data_hides_no_corrupt_image(tmp_path):

@@ -136,6 +136,14 @@ def takes_any_batch(attention: nn.Module, channels: int, spatial_dims: int) -> b
     return torch.equal(alone, first.squeeze(0)) and none.shape == x[:0].shape
 
 
+def _like(attention: nn.Module) -> Tensor:
+    """Return a tensor of the device and the dtype that an attention works in."""
+    tensors = [*attention.parameters(), *attention.buffers()]
+    device = tensors[0].device if tensors else "cpu"
+    dtype = next((each.dtype for each in tensors if each.is_floating_point()), None)
+    return torch.empty(0, device=device, dtype=dtype)
+
+
 def _tried(
     attention: nn.Module,
     channels: int,
@@ -145,8 +153,7 @@ def _tried(
     channels_last: bool = False,
 ) -> tuple[Tensor, object]:
     tried = copy.deepcopy(attention).train(training)
-    floats = (p for p in tried.parameters() if p.is_floating_point())
-    like = next(floats, torch.empty(0, device="cpu"))
+    like = _like(tried)
     failure = ""
     for side in _SIDES:
         shape = (2, channels, *[side] * spatial_dims)
