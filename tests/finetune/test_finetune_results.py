@@ -111,7 +111,7 @@ def test_the_trials_that_are_committed():
     assert (RESULTS / "trials.md").read_text() == report(told)
 
 
-def full(*_: Any, **__: Any) -> None:
+def full(*_: Any, **__: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 

@@ -17,7 +17,8 @@ def test_without_an_accelerator(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: None)
     states = torch.get_rng_state(), random.getstate()
     with undisturbed_randomness():
-        torch.rand(3), random.random()
+        torch.rand(3)
+        random.random()
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
 
