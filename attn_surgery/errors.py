@@ -1,7 +1,9 @@
 """The one error that users of the package meet."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class SurgeryError(ValueError):
@@ -18,8 +20,72 @@ class SurgeryError(ValueError):
     """
 
 
-EXHAUSTED = (MemoryError, RecursionError)
-"""Out of memory, or of stack: nothing that could be said of the code which ran into it."""
+# Out of memory, or of stack
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Tell whether memory or stack ran out, which says nothing of the code that ran into it.
+
+    Example:
+        >>> is_exhausted(RecursionError()), is_exhausted(ValueError())
+        (True, False)
+    """
+    return isinstance(error, RecursionError) or is_out_of_memory(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception, or one that led to it, says that the memory of a device ran out.
+
+    PyTorch has a class for it, but its CPU allocator, CUDA itself, cuBLAS, cuDNN, MPS and
+    ``torch.compile`` say it in the text of a `RuntimeError`. That cuDNN was "unable to find an
+    engine" may mean it, or a GPU that is too old, and is not taken for it.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+        True
+        >>> is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+        False
+    """
+    return any(map(_says_out_of_memory, _leading_to(error)))
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    classes = {each.__name__ for each in type(error).__mro__}
+    if classes & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    if "AcceleratorError" in classes and getattr(error, "error_code", None) == _NO_MEMORY_LEFT:
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+_NO_MEMORY_LEFT = 2  # cudaErrorMemoryAllocation, hipErrorOutOfMemory
+_OUT_OF_MEMORY = re.compile(
+    r"out[ _]of[ _]((device|host)[ _])?memory|alloc(ation)?_?failed|not enough memory"
+    r"|cannot allocate memory|defaultcpuallocator|memoryerror|invalid buffer size: .*B\b",
+    re.IGNORECASE,
+)
+
+
+def _leading_to(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and, back from it, those that were being handled when it was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        is_chosen = error.__cause__ is not None or error.__suppress_context__
+        error = error.__cause__ if is_chosen else _caught_within(error)
+
+
+def _caught_within(error: BaseException) -> BaseException | None:
+    """Return the context of an exception, unless it had been caught before the code was called."""
+    context = error.__context__
+    if context is None or context.__traceback__ is None:
+        return context
+    passed = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return context if context.__traceback__.tb_frame in passed else None
+
+
+# Words
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,22 +11,24 @@ from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.recipe import Host
-from attn_surgery.host import guess_input, load_model, meta_copy
+from attn_surgery.host import guess_input, load_model, meta_copy, undisturbed_randomness
 
 
-def build_host(host: Host, classes: int, seed: int) -> nn.Module:
+def build_host(
+    host: Host, classes: int, seed: int, device: torch.device | None = None
+) -> nn.Module:
     """Build the network that a recipe names, the same for the same seed.
 
     Args:
         host: What the recipe says.
         classes: How many classes it has to tell; 0 leaves the head as it is.
         seed: Of what is not loaded.
+        device: An accelerator on which the network may draw its weights; no other is seeded.
 
     Raises:
         SurgeryError: It cannot be built, or its weights do not fit.
     """
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with undisturbed_randomness(device, seed):
         model = load_model(
             host.model,
             pretrained=host.pretrained,

@@ -32,7 +32,10 @@ def run_recipe(recipe: Recipe) -> Outcome | None:
         if not context.accelerator.is_main_process:
             return None
         costs = costs_of(
-            recipe, context.fresh_host(0), context.splits.input_size, context.accelerator.device
+            recipe,
+            lambda: context.fresh_host(0),
+            context.splits.input_size,
+            context.accelerator.device,
         )
         environment = read_json(folder / ENVIRONMENT)
         outcome = gather(results, context.task.score, costs, recipe.to_dict(), environment)

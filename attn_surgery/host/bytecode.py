@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from attn_surgery.errors import EXHAUSTED
+from attn_surgery.errors import is_exhausted
 from attn_surgery.host.compiling import GENERATED
 
 Place = tuple[types.CodeType, int]
@@ -131,9 +131,9 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of ``function``, annotations evaluated where they can be."""
     try:
         return inspect.signature(function, eval_str=True)
-    except EXHAUSTED:
-        raise
-    except Exception:  # whatever names and expressions the annotations hold
+    except Exception as error:  # whatever names and expressions the annotations hold
+        if is_exhausted(error):
+            raise
         return inspect.signature(function)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from attn_surgery.errors import SurgeryError, one_line
+from attn_surgery.host.restore import undisturbed_randomness
 
 DEFAULT_SIDE = 224
 DEFAULT_FRAMES = 16
@@ -58,13 +59,8 @@ class Input:
             SurgeryError: The callable fails or returns something else than an input.
         """
         if self.make is None:
-            drawn = torch.Generator().manual_seed(0)
-            dtype = dtype or torch.float32
             shapes = [(batch, *shape) for shape in self.shapes]
-            if torch.device(device).type == "meta":
-                return tuple(torch.empty(each, dtype=dtype, device=device) for each in shapes), {}
-            made = [torch.randn(each, generator=drawn) for each in shapes]
-            return tuple(tensor.to(device=device, dtype=dtype) for tensor in made), {}
+            return _drawn(shapes, torch.device(device), dtype or torch.float32), {}
         args, kwargs = _arguments(self._made())
         args = tuple(_moved(value, batch, device, dtype) for value in args)
         return args, {name: _moved(value, batch, device, dtype) for name, value in kwargs.items()}
@@ -92,6 +88,19 @@ class Input:
             return str(self)
         shapes = [list(shape) for shape in self.shapes]
         return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _drawn(
+    shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, ...]:
+    """Draw the same numbers each time, on the device itself: host memory may be smaller."""
+    if device.type == "meta":
+        return tuple(torch.empty(each, dtype=dtype, device=device) for each in shapes)
+    # the CPU rounds: so the numbers of all dtypes are alike
+    drawn = None if device.type == "cpu" else dtype
+    with undisturbed_randomness(device, seed=0):
+        made = [torch.randn(each, dtype=drawn, device=device) for each in shapes]
+    return tuple(tensor.to(dtype) for tensor in made)
 
 
 def _arguments(made: object) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -73,15 +73,47 @@ def in_mode(modules: list[nn.Module], training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed_randomness() -> Iterator[None]:
-    """Put the random states of torch and Python back afterwards."""
-    state = random.getstate()
-    with put_back_afterwards(lambda: random.setstate(state)), torch.random.fork_rng(_devices()):
+def undisturbed_randomness(
+    device: torch.device | None = None, seed: int | None = None
+) -> Iterator[None]:
+    """Put the random states of torch and Python back afterwards: the CPU's and the accelerator's.
+
+    An accelerator that nobody has used so far is not initialised for this, unless it is said that
+    it is going to be used: by ``device``, or as torch's default device.
+
+    Args:
+        device: What is going to be drawn on, besides the CPU.
+        seed: What torch draws from meanwhile, on all that is put back; None is to go on.
+
+    Example:
+        >>> with undisturbed_randomness(seed=0):
+        ...     drawn = torch.rand(2)
+        >>> with undisturbed_randomness(seed=0):
+        ...     torch.equal(torch.rand(2), drawn)
+        True
+    """
+    state, (kind, places) = random.getstate(), _accelerators(device or torch.get_default_device())
+    with (
+        put_back_afterwards(lambda: random.setstate(state)),
+        torch.random.fork_rng(places, device_type=kind),
+    ):
+        if seed is not None:
+            # torch's seeds what is not initialised, too, as soon as it is
+            (torch if places else torch.default_generator).manual_seed(seed)
         yield
 
 
-def _devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+def _accelerators(device: torch.device) -> tuple[str, list[int]]:
+    """Return a kind of accelerator, and the numbers of those that may be drawn on."""
+    is_meant = device.type not in ("cpu", "meta")
+    there = device if is_meant else torch.accelerator.current_accelerator()
+    if there is None:
+        return "cuda", []
+    module = torch.get_device_module(there)
+    # MPS has nothing to initialise
+    is_used = is_meant or getattr(module, "is_initialized", lambda: True)()
+    has_state = hasattr(module, "get_rng_state")
+    return there.type, list(range(module.device_count())) if is_used and has_state else []
 
 
 def likeness(module: nn.Module) -> object:

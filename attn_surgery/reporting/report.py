@@ -112,7 +112,7 @@ def report(
         place, batch_size, dtype, autocast, channels_last, compile, graph, threads, seconds
     )
     asked = {"where": where, "position": position, "existing": existing, **options}
-    with undisturbed_randomness():
+    with undisturbed_randomness(place):
         host = _copied(model, name, dtype)
         variants = [Variant.planned(host, one, asked, init) for one in as_list(attention)]
         counted = _counted(Row(name, None, 0, None, None), host, variants, given, per_site)

@@ -72,8 +72,8 @@ def edits(decision: Decision, init: str, step: int) -> list[Edit]:
 def _built(cut: Cut, init: str) -> nn.Module:
     tensors = (*cut.holder.parameters(), *cut.block.parameters(), *cut.block.buffers())
     like = next((each for each in tensors if each.is_floating_point()), torch.empty(0))
-    # elsewhere than on the meta device, the CPU's draws are the same for every host
-    place = like.device if like.is_meta else nullcontext()
+    # the CPU's draws are the same for every host, whatever the default device is
+    place = like.device if like.is_meta else torch.device("cpu")
     with place, nullcontext():  # an interrupt at the end would pass by the last of them
         attention = cut.chosen.build(cut.site, init)
     return attention.to(device=like.device, dtype=like.dtype).train(cut.block.training)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from attn_surgery.errors import EXHAUSTED
+from attn_surgery.errors import is_exhausted
 from attn_surgery.host import Attributes, entry, entry_name, in_mode, signature
 from attn_surgery.tracing.einops_calls import recorded_patterns
 from attn_surgery.tracing.proxies import Watched, taken_for_tensors
@@ -84,9 +84,9 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         try:
             with returns_noted() if tracer.places and tracer.inline else nullcontext():
                 graph = tracer.trace(root)
-        except EXHAUSTED:
-            raise
         except Exception as error:
+            if is_exhausted(error):
+                raise
             graph = one_line(error)
         finally:
             wrote = [before.restore() for before in tracer.before.values()]

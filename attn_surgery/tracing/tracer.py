@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
 
-from attn_surgery.errors import EXHAUSTED
+from attn_surgery.errors import is_exhausted
 from attn_surgery.host import (
     Attributes,
     entry,
@@ -143,9 +143,9 @@ class Tracer(fx.Tracer):
         mark = len(self.graph.nodes)
         try:
             return self._follow(Call(m, path, self.stack[-1], self.made), own, args, kwargs)
-        except EXHAUSTED:
-            raise
         except Exception as error:
+            if is_exhausted(error):
+                raise
             # what cannot be followed stays one opaque step, so that its parent can be
             self.opaque.append(one_line(error))
             self._forget_after(mark)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from attn_surgery.errors import EXHAUSTED
+from attn_surgery.errors import is_exhausted
 from attn_surgery.host import marks, meta_copy
 
 _known: WeakKeyDictionary[type[nn.Module], dict[object, bool]] = WeakKeyDictionary()
@@ -50,9 +50,9 @@ def _maps_as_a_convolution(conv: _ConvNd) -> bool:
     try:
         with torch.no_grad():
             result = copied.forward(given.to(copied.weight.dtype))
-    except EXHAUSTED:
-        raise
-    except Exception:
+    except Exception as error:
+        if is_exhausted(error):
+            raise
         return False
     is_map = isinstance(result, torch.Tensor) and result.dim() == given.dim()
     return is_map and result.shape[:2] == (2, conv.out_channels)

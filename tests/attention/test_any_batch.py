@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import attn_surgery
 from attn_surgery.attention import build, entry
 from attn_surgery.attention.construction.batch_dims import take_any_batch
+from attn_surgery.attention.construction.identity_start import check_forward
 
 __all__ = ["one_thread", "seeded"]
 
@@ -188,6 +189,19 @@ class TestOfOthers:
         conv = build(lambda channels: nn.Conv2d(channels, channels, 1), C, init="paper")
         assert type(conv) is nn.Conv2d
 
+    @pytest.mark.parametrize("full", [0, 1, 2])
+    def test_memory_that_ran_out_says_nothing_of_it(self, full):
+        """A GPU that others fill, for which an attention would be changed or refused."""
+
+        class Filling(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                if len(x) == (full or len(x)):
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return x
+
+        with pytest.raises(torch.OutOfMemoryError):
+            build(lambda channels: Filling(), C, init="paper")
+
     def test_what_copies_itself_is_left_alone(self):
         attention = build(OwnCopy, C, init="paper")
         assert type(attention) is OwnCopy
@@ -199,6 +213,24 @@ class TestOfOthers:
             attention = build(Theirs, C, init="paper")
         x = torch.randn(2, C, 4, 4, device="meta")
         assert attention(x[0]).shape == x[0].shape
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+    def test_it_is_tried_where_its_buffers_are(self, dtype):
+        """It may have nothing else, and they are where the default device says."""
+
+        class Scaled(nn.Module):
+            scale: Tensor
+
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("scale", torch.ones(C, 1, 1, dtype=dtype))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * self.scale
+
+        with torch.device("meta"):
+            check_forward(Scaled(), C, 2)
+        assert isinstance(build(lambda channels: Scaled(), C, init="paper"), Scaled)
 
     def test_a_host_is_pickled_whole(self):
         host = attn_surgery.apply(Block(2), "eca", init="paper").eval()

@@ -25,6 +25,7 @@ from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
 from attn_surgery.finetune.training.stage import choose_trained, keep_statistics
 from tests.finetuning import TINY, tiny, weights, within
+from tests.pretended import Accelerator
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +281,33 @@ def test_the_head_is_fitted(name):
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
     again = build_host(Host(name), 7, seed=0).eval()
     assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize("is_initialized", [True, False])
+def test_what_is_built_by_a_seed_leaves_the_accelerator_as_it_was(monkeypatch, is_initialized):
+    there = Accelerator(monkeypatch, is_initialized=is_initialized)
+    before = torch.get_rng_state(), there.states()
+    recipe = read_recipe("digits")
+    operated(recipe, "cbam", 0, build_host(recipe.host, 10, seed=0))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert there.states() == before[1]
+    assert there.is_initialized is is_initialized
+    assert bool(there.seeds) is is_initialized, "it would be seeded as soon as somebody uses it"
+
+
+def test_a_host_may_draw_on_the_accelerator_that_it_is_for(monkeypatch):
+    there = Accelerator(monkeypatch, is_initialized=False)
+    before, drawn = there.states(), []
+
+    def load(*_: Any, **__: Any) -> SmallResNet:
+        drawn.append(there.draw())
+        return SmallResNet(classes=10)
+
+    monkeypatch.setattr("attn_surgery.finetune.hosts.load_model", load)
+    for seed in (3, 4, 3):
+        build_host(Host("any"), 10, seed, there.device)
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert there.states() == before
 
 
 def test_a_head_that_fits_is_left_alone():

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 import attn_surgery
 from attn_surgery.errors import SurgeryError
+from attn_surgery.finetune.data import batches
 from attn_surgery.finetune.data.batches import Loading, train_batches
 from attn_surgery.finetune.data.datasets import open_source
 from attn_surgery.finetune.experiment import context
@@ -368,12 +369,38 @@ def test_fewer_images_than_processes(tmp_path):
         check_together(own.recipe, host, host, own.splits, 2)
 
 
-def test_too_little_memory(tmp_path, monkeypatch):
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_too_little_memory(tmp_path, monkeypatch, error):
     def full(_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("attn_surgery.finetune.experiment.experiment.train", full)
     with pytest.raises(SurgeryError, match=r"out of memory on cpu: lower data.batch_size"):
+        run_recipe(tiny(tmp_path))
+
+
+def test_two_images_are_no_batch_that_could_be_smaller(tmp_path, monkeypatch):
+    def full(*_):
+        raise FULL[0]
+
+    monkeypatch.setattr("attn_surgery.finetune.experiment.dry_run.make_optimizer", full)
+    with pytest.raises(SurgeryError, match=r"one step was tried, and failed: OutOfMemoryError"):
+        run_recipe(tiny(tmp_path))
+
+
+def test_another_failure_is_not_said_to_be_of_memory(tmp_path, monkeypatch):
+    def broken(_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("attn_surgery.finetune.experiment.experiment.train", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         run_recipe(tiny(tmp_path))
 
 
@@ -388,6 +415,17 @@ class Dying(Dataset[Any]):
 def test_a_worker_that_dies():
     with pytest.raises(SurgeryError, match=r"DataLoader worker .*data.workers = 0"):
         list(train_batches(Dying(), Loading(2, workers=1), seed=0))
+
+
+def test_an_order_is_drawn_on_the_cpu_whatever_the_default_device_is(monkeypatch):
+    monkeypatch.setattr(batches, "_loaded", lambda _, __, parts: parts)
+    data = Data("digits", channels=1, limit=20)
+    found = []
+    for place in ("cpu", "meta"):
+        with torch.device(place):
+            source = open_source(data, train=True)
+            found.append((source.samples.indices, train_batches(Dying(), Loading(2), seed=0)))
+    assert found[0] == found[1]
 
 
 def test_timm_data_hides_no_corrupt_image(tmp_path):

@@ -14,7 +14,9 @@ import attn_surgery
 from attn_surgery.finetune.experiment.checking import check_recipe
 from attn_surgery.finetune.recipe.reading import read_recipe, shipped
 from attn_surgery.finetune.recipe.tables import CONTROL, HOST
-from attn_surgery.finetune.results.outcome import paired
+from attn_surgery.finetune.results import publishing
+from attn_surgery.finetune.results.outcome import Costs, paired
+from attn_surgery.finetune.results.publishing import costs_of
 from attn_surgery.finetune.running import run_recipe
 from benchmarks.trials import TRIALS, recipe_of, report, share
 from tests.finetuning import tiny, weights
@@ -107,6 +109,30 @@ def test_the_trials_that_are_committed():
                 expected = paired(line["scores"], lines[CONTROL]["scores"])
                 assert line["difference"] == pytest.approx(vars(expected))
     assert (RESULTS / "trials.md").read_text() == report(told)
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_what_the_costs_come_to_does_not_take_the_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing, "report", full)
+    outcome = run_recipe(tiny(tmp_path))
+    assert outcome is not None
+    _, control, attention = outcome.lines
+    assert attention.scores
+    assert attention.costs == Costs(
+        error="the costs are not known: OutOfMemoryError: CUDA out of memory. Tried to allocate "
+        "2.00 GiB"
+    )
+    assert not control.costs.error
+    assert f"cbam: {attention.costs.error}" in (tmp_path / "result.md").read_text()
+    assert json.loads((tmp_path / "result.json").read_text())["lines"][2]["scores"]
+
+
+def test_a_host_that_cannot_be_built_once_more():
+    costs = costs_of(read_recipe("digits"), full, (1, 8, 8), torch.device("cpu"))
+    assert "OutOfMemoryError" in costs["cbam"].error
 
 
 def test_what_is_the_same_is_shared(tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.host.inputs import Input, as_input, guess_input, parse_input
+from tests.pretended import Accelerator
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,42 @@ def test_build_on_a_device():
     assert torch.equal(torch.get_rng_state(), state)
     again, _ = given.build(2, "cpu", torch.float16)
     assert all(torch.equal(a, b) for a, b in zip(args, again, strict=True))
+
+
+def test_the_numbers_are_those_of_a_seed():
+    given = Input(((3, 4), (2, 5)))
+    drawn = torch.Generator().manual_seed(0)
+    expected = [torch.randn(2, 3, 4, generator=drawn), torch.randn(2, 2, 5, generator=drawn)]
+    for dtype in (None, torch.float16, torch.float64):
+        args, _ = given.build(2, "cpu", dtype)
+        for arg, each in zip(args, expected, strict=True):
+            assert torch.equal(arg, each.to(dtype or torch.float32))
+
+
+def test_the_default_device_is_not_asked_where():
+    given = Input(((3, 4),))
+    with torch.device("meta"):
+        args, _ = given.build(2, "cpu")
+    assert torch.equal(args[0], given.build(2, "cpu")[0][0])
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_batch_is_drawn_where_it_goes(monkeypatch, kind):
+    """Host memory may be smaller than the device's, and what is tried is the device's."""
+    there = Accelerator(monkeypatch, kind, is_initialized=False)
+    before, asked = there.states(), []
+
+    def randn(shape, *, dtype, device):
+        asked.append((shape, dtype, device.type, there.draw()))
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    monkeypatch.setattr(torch, "randn", randn)
+    for _ in range(2):
+        args, _ = Input(((3, 4),)).build(10**9, kind, torch.bfloat16)
+        assert args[0].dtype is torch.bfloat16
+    assert asked[0][:3] == ((10**9, 3, 4), torch.bfloat16, kind)
+    assert asked[0] == asked[1], "the same numbers"
+    assert there.states() == before
 
 
 def test_batches_of_what_a_callable_makes():

@@ -16,6 +16,7 @@ from attn_surgery.host.load import load_model
 from attn_surgery.reporting.report import report
 from attn_surgery.reporting.result import Report
 from attn_surgery.reporting.rows import Row
+from tests.pretended import Accelerator
 
 # The package's `report` may be the function; this is the module.
 variants_module = importlib.import_module("attn_surgery.reporting.variants")
@@ -105,6 +106,20 @@ def test_random_numbers_are_left_alone():
     report(host, "se", input_size=(3, 8, 8), latency=False, train=True, threads=1, seconds=0)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
+
+
+def test_random_numbers_of_a_device_that_nobody_used_are_left_alone(monkeypatch):
+    there = Accelerator(monkeypatch, is_initialized=False)
+    before = there.states()
+
+    def measured(result: Report, *_: object) -> Report:
+        there.draw()
+        return result
+
+    monkeypatch.setattr(report_module, "checked_device", lambda _: there.device)
+    monkeypatch.setattr(report_module, "_measured", measured)
+    report(Net(), "se", input_size=(3, 8, 8), device="cuda")
+    assert there.states() == before
 
 
 # Sizes

@@ -330,22 +330,37 @@ class Exhausting(hosts.Block):
         raise self.error
 
 
+class Filling(Exhausting):
+    error = torch.OutOfMemoryError
+
+
 class Endless(Exhausting):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward(x + 1)
 
 
 @pytest.mark.parametrize("verb", [attn_surgery.plan, attn_surgery.apply])
-@pytest.mark.parametrize("make", [Exhausting, partial(hosts.Network, Exhausting), Endless])
-def test_what_ran_out_of_memory_or_stack_is_no_forward_that_cannot_be_followed(verb, make):
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (Exhausting, MemoryError),
+        (partial(hosts.Network, Exhausting), MemoryError),
+        (Filling, torch.OutOfMemoryError),
+        (partial(hosts.Network, Filling), torch.OutOfMemoryError),
+        (Endless, RecursionError),
+    ],
+)
+def test_what_ran_out_of_memory_or_stack_is_no_forward_that_cannot_be_followed(verb, make, error):
     host = make().eval()
     was = everything(host)
-    with pytest.raises(RecursionError if isinstance(host, Endless) else MemoryError):
+    with pytest.raises(error):
         verb(host)
     assert is_same(everything(host), was)
 
 
-@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "error", [MemoryError, torch.OutOfMemoryError, RecursionError, KeyboardInterrupt]
+)
 def test_an_attention_for_which_there_is_no_memory_is_no_wrong_attention(error):
     def build(channels: int) -> nn.Module:
         raise error

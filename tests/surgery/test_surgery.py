@@ -43,6 +43,23 @@ def blocks(plan: attn_surgery.Plan) -> list[str]:
     return [site.block for site in plan.sites]
 
 
+# Where attention is built
+
+
+@pytest.mark.parametrize("attention", ["se", "eca", nn.BatchNorm2d])
+def test_attention_is_built_for_its_host_whatever_the_default_device_is(attention):
+    drawn = []
+    for place in ("cpu", "meta"):
+        host = torchvision.models.resnet18()
+        torch.manual_seed(0)
+        with torch.device(place):
+            attn_surgery.apply(host, attention)
+        held = attn_surgery.inserted(host)["layer4.1.attn"].state_dict()
+        assert {value.device.type for value in held.values()} == {"cpu"}
+        drawn.append(held)
+    assert all(torch.equal(value, drawn[1][key]) for key, value in drawn[0].items())
+
+
 # where, attention, existing
 
 

@@ -25,7 +25,7 @@ from attn_surgery.attention.construction.registry import (
     name_of,
     parameters_of,
 )
-from attn_surgery.errors import EXHAUSTED, SurgeryError
+from attn_surgery.errors import SurgeryError, is_exhausted
 
 
 def build(
@@ -110,11 +110,11 @@ def _built(attention: str | Builder, channels: int, keywords: dict[str, Any]) ->
     call = _call(attention, channels, keywords)
     try:
         module = get_builder(attention)(channels, **keywords)
-    except EXHAUSTED:
-        raise
     # Whatever a foreign builder raises (timm asserts, torch raises RuntimeError), the user meets
     # one error.
     except Exception as error:
+        if is_exhausted(error):
+            raise
         raise SurgeryError(f"cannot build {call}: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise SurgeryError(f"{call} must be an nn.Module, but is a {type(module).__name__}")

@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.errors import EXHAUSTED, SurgeryError
+from attn_surgery.errors import SurgeryError, is_exhausted
 
 _SIDES = (8, 14)
 """Sides of the maps that an attention is tried on: a multiple of 8, and one of 7."""
@@ -129,11 +129,19 @@ def takes_any_batch(attention: nn.Module, channels: int, spatial_dims: int) -> b
         with torch.no_grad(), x.device, warnings.catch_warnings():
             warnings.simplefilter("error")
             first, alone, none = tried(x[:1].clone()), tried(x[0].clone()), tried(x[:0].clone())
-    except EXHAUSTED:
-        raise
-    except Exception:  # whatever it raises or warns of, it does not take them
+    except Exception as error:  # whatever it raises or warns of, it does not take them
+        if is_exhausted(error):
+            raise
         return False
     return torch.equal(alone, first.squeeze(0)) and none.shape == x[:0].shape
+
+
+def _like(attention: nn.Module) -> Tensor:
+    """Return a tensor of the device and the dtype that an attention works in."""
+    tensors = [*attention.parameters(), *attention.buffers()]
+    device = tensors[0].device if tensors else "cpu"
+    dtype = next((each.dtype for each in tensors if each.is_floating_point()), None)
+    return torch.empty(0, device=device, dtype=dtype)
 
 
 def _tried(
@@ -145,8 +153,7 @@ def _tried(
     channels_last: bool = False,
 ) -> tuple[Tensor, object]:
     tried = copy.deepcopy(attention).train(training)
-    floats = (p for p in tried.parameters() if p.is_floating_point())
-    like = next(floats, torch.empty(0, device="cpu"))
+    like = _like(tried)
     failure = ""
     for side in _SIDES:
         shape = (2, channels, *[side] * spatial_dims)
@@ -156,8 +163,8 @@ def _tried(
         try:
             with torch.no_grad(), like.device:
                 return x, tried(x.clone())
-        except EXHAUSTED:
-            raise
         except Exception as error:
+            if is_exhausted(error):
+                raise
             failure = f"fails on a map {shape}: {type(error).__name__}: {error}"
     raise SurgeryError(failure)

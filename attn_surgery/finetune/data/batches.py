@@ -90,8 +90,8 @@ def train_batches(
     """
     size = len(dataset)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(size, generator=generator)
-    seeds = torch.randint(2**62, (size,), generator=generator)
+    order = torch.randperm(size, generator=generator, device="cpu")
+    seeds = torch.randint(2**62, (size,), generator=generator, device="cpu")
     whole = size // loading.batch_size
     own = loading.batch_size // loading.processes
     starts = [i * loading.batch_size + loading.rank * own for i in range(skip, whole)]

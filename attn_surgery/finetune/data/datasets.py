@@ -74,7 +74,8 @@ def open_source(data: Data, *, train: bool) -> Source:
 
 def _limited(source: Source, limit: int) -> Source:
     """Return so many samples, drawn once and for all."""
-    drawn = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:limit]
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randperm(len(source), generator=generator, device="cpu")[:limit]
     chosen = sorted(drawn.tolist())
     names = [source.name(i) for i in chosen] if source.names else []
     return replace(source, samples=torch.utils.data.Subset(source.samples, chosen), names=names)

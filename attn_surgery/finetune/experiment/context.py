@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, is_out_of_memory
 from attn_surgery.finetune.data import Loading, Splits, open_data
 from attn_surgery.finetune.experiment.checking import check_recipe, check_together
 from attn_surgery.finetune.experiment.digests import contents_of
@@ -61,9 +61,10 @@ class Context:
             torch.set_num_threads(recipe.threads)
         accelerator = _accelerator(recipe)
         task = TASKS[recipe.data.task]
-        plain = build_host(recipe.host, 0, 0)
+        plain = build_host(recipe.host, 0, 0, accelerator.device)
         splits = _opened(recipe.data, plain, task, accelerator)
-        host = build_host(recipe.host, splits.classes if task.has_head else 0, 0)
+        classes = splits.classes if task.has_head else 0
+        host = build_host(recipe.host, classes, 0, accelerator.device)
         check_together(recipe, plain, host, splits, accelerator.num_processes)
         loading = Loading(
             recipe.data.batch_size,
@@ -87,7 +88,11 @@ class Context:
         try:
             with self.wish:
                 yield
-        except torch.OutOfMemoryError as error:
+        except SurgeryError:  # it says already what was being done, and by what
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise SurgeryError(
                 f"out of memory on {self.accelerator.device}: lower data.batch_size, and raise "
                 "accumulate to make up for it; what was saved is whole"
@@ -96,7 +101,7 @@ class Context:
     def fresh_host(self, seed: int) -> nn.Module:
         """Build the host of a seed."""
         classes = self.splits.classes if self.task.has_head else 0
-        return build_host(self.recipe.host, classes, seed)
+        return build_host(self.recipe.host, classes, seed, self.accelerator.device)
 
     def measure(self, model: nn.Module) -> Metrics:
         """Measure a model on the split that it does not learn from."""

@@ -76,16 +76,19 @@ def gate_movement(
     try:
         with evaluating(model):
             for _, batch in zip(range(GATE_BATCHES), val_batches(split, loading), strict=False):
-                images = batch[0]
-                if isinstance(images, Tensor):
-                    model(images.to(accelerator.device))
-                else:
-                    model([image.to(accelerator.device) for image in images])
+                output_of(model, batch[0], accelerator.device)
     finally:
         for hook in hooks:
             hook.remove()
     means = {path: torch.stack(each).mean() for path, each in seen.items() if each}
     return {path: float(accelerator.reduce(mean, "mean")) for path, mean in means.items()}
+
+
+def output_of(model: nn.Module, images: Any, device: torch.device) -> Any:
+    """Return what a model makes of images: a batch ``(N, C, H, W)``, or a list ``[(C, H, W)]``."""
+    if isinstance(images, Tensor):
+        return model(images.to(device))
+    return model([image.to(device) for image in images])
 
 
 def _watch(seen: list[Tensor]) -> Any:

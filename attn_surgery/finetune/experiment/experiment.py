@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError
+from attn_surgery.finetune.experiment.at_insertion import check_start
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.evaluation import gate_movement
 from attn_surgery.finetune.experiment.loop import train
 from attn_surgery.finetune.experiment.run import CHECKPOINT, METRICS, Run
-from attn_surgery.finetune.experiment.variants import operated, starts_as_host
+from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.process import (
     Progress,
     check_identity,
@@ -25,7 +25,6 @@ from attn_surgery.finetune.process import (
     write_json,
 )
 from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe
-from attn_surgery.finetune.tasks import Metrics
 from attn_surgery.finetune.training import teacher_of
 from attn_surgery.host import read_weights
 from attn_surgery.surgery import save
@@ -109,10 +108,11 @@ def _variant(
     done = _done(run)
     if done is None:
         at_insertion = context.measure(run.model)
-        _check_undisturbed(context, variant, at_insertion, host["score"], start)
+        found = check_start(context, variant, run.model, at_insertion, host["score"], start)
         progress = _trained(run)
         told = {
             "at_insertion": at_insertion,
+            "start": found,
             "score": context.measure(run.model),
             "gates": gate_movement(
                 run.model, context.splits.val, context.task, context.loading, context.accelerator
@@ -129,21 +129,6 @@ def _changed(recipe: Recipe) -> str | None:
     """Tell which tensors of the host have to be kept with the attention: those nobody can fetch."""
     alone = all(stage.is_for_attention_alone for stage in recipe.stages)
     return None if alone and recipe.host.has_weights and not recipe.pretraining else "all"
-
-
-def _check_undisturbed(
-    context: Context, variant: str, seen: Metrics, recorded: Metrics, start: nn.Module
-) -> None:
-    """Refuse a start that is another than the host's, where it should be the same."""
-    score = context.task.score
-    if not starts_as_host(context.recipe, variant) or seen[score] == recorded[score]:
-        return
-    # What is recorded may have been measured on another device, or by more processes.
-    if seen[score] != (again := context.measure(copy.deepcopy(start))[score]):
-        raise SurgeryError(
-            f"{variant}: {score} at insertion is {seen[score]}, the host's {again}: the surgery "
-            "disturbed the host, which is a defect of attn_surgery"
-        )
 
 
 def _done(run: Run) -> dict[str, Any] | None:

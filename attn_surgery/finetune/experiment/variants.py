@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.process import derived
 from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe, Surgery
+from attn_surgery.host import undisturbed_randomness
 from attn_surgery.planning import Plan, parse_attention
 from attn_surgery.surgery import apply
 
@@ -28,8 +28,7 @@ def operated(recipe: Recipe, variant: str, seed: int, start: nn.Module) -> nn.Mo
     if variant in {CONTROL, HOST}:
         return model
     attention, asked = surgery_of(recipe.surgery, variant)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(derived(seed, "surgery"))
+    with undisturbed_randomness(seed=derived(seed, "surgery")):
         return apply(model, attention, init=recipe.surgery.init, **asked)
 
 

@@ -158,13 +158,18 @@ class Outcome:
         told = ("; ".join(f"{key} {value}" for key, value in each.items()) for each in places)
         measured = [f"measured: {each}" for each in dict.fromkeys(told) if each]
         unknown = [f"{e.variant}: {e.costs.error}" for e in self.lines if e.costs.error]
+        starts = [
+            f"{run['identity']['variant']}, seed {run['identity']['seed']}: {run['start']}"
+            for run in self.runs
+            if run.get("start")
+        ]
         kept = "scores are those of the last weights, not of the best; "
         gates = (
             "gates from 1: |attention(x) - x| / |x|, the least and the most of all sites; MACs: "
             "multiply-adds of convolutions and matrix products"
         )
         note = [str(self.recipe["note"])] if self.recipe.get("note") else []
-        return [kept + gates, *note, *unknown, *measured]
+        return [kept + gates, *note, *starts, *unknown, *measured]
 
 
 def gather(

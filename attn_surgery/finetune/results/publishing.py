@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.experiment import surgery_of
 from attn_surgery.finetune.process import need, write_json
 from attn_surgery.finetune.recipe import HOST, Recipe
@@ -24,20 +24,37 @@ _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def costs_of(
-    recipe: Recipe, host: nn.Module, input_size: tuple[int, ...], device: torch.device
+    recipe: Recipe,
+    build: Callable[[], nn.Module],
+    input_size: tuple[int, ...],
+    device: torch.device,
 ) -> dict[str, Costs]:
     """Count, and measure, what each attention adds to a host.
 
+    The runs are over by then, and their results must not be lost: whatever fails stands in
+    `Costs.error`.
+
     Args:
         recipe: Which attentions, and for how long to measure.
-        host: The host.
+        build: Makes the host.
         input_size: ``(C, H, W)`` of an image.
         device: Where to measure.
     """
     return {
-        variant: _costs(recipe, variant, host, input_size, device)
+        variant: _costs_or_why_not(recipe, variant, build, input_size, device)
         for variant in recipe.surgery.attention
     }
+
+
+def _costs_or_why_not(
+    recipe: Recipe, variant: str, build: Callable[[], nn.Module], *conditions: Any
+) -> Costs:
+    try:
+        return _costs(recipe, variant, build(), *conditions)
+    except SurgeryError as error:
+        return Costs(error=str(error))
+    except Exception as error:
+        return Costs(error=f"the costs are not known: {one_line(error)}")
 
 
 def _costs(
@@ -45,22 +62,18 @@ def _costs(
 ) -> Costs:
     attention, asked = surgery_of(recipe.surgery, variant)
     seconds = recipe.report_seconds
-    try:
-        rows = report(
-            host,
-            [attention],
-            input_size=input_size,
-            init=recipe.surgery.init,
-            latency=seconds > 0,
-            seconds=seconds or 1.0,
-            device=device,
-            autocast=_AUTOCAST[recipe.amp],
-            threads=recipe.threads or None,
-            **asked,
-        ).rows
-    except SurgeryError as error:
-        return Costs(error=str(error))
-    base, own = rows
+    base, own = report(
+        host,
+        [attention],
+        input_size=input_size,
+        init=recipe.surgery.init,
+        latency=seconds > 0,
+        seconds=seconds or 1.0,
+        device=device,
+        autocast=_AUTOCAST[recipe.amp],
+        threads=recipe.threads or None,
+        **asked,
+    ).rows
     return Costs(
         _added(own.params, base.params),
         _added(own.macs, base.macs),
