@@ -123,11 +123,3 @@ def one_line(error: BaseException, limit: int = 240) -> str:
     """
     text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """TEMPORARY"""
-    return type(error).__name__ in (
-        "OutOfMemoryError",
-        "MemoryError",
-    ) or "DefaultCPUAllocator" in str(error)

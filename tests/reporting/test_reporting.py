@@ -19,6 +19,7 @@ from attn_surgery.reporting.rows import Row
 from tests.pretended import Accelerator
 
 # The package's `report` may be the function; this is the module.
+report_module = importlib.import_module("attn_surgery.reporting.report")
 variants_module = importlib.import_module("attn_surgery.reporting.variants")
 
 
@@ -112,12 +113,12 @@ def test_random_numbers_of_a_device_that_nobody_used_are_left_alone(monkeypatch)
     there = Accelerator(monkeypatch, is_initialized=False)
     before = there.states()
 
-    def measured(result: Report, *_: object) -> Report:
+    def measured(_: object, result: Report, *__: object) -> Report:
         there.draw()
         return result
 
     monkeypatch.setattr(report_module, "checked_device", lambda _: there.device)
-    monkeypatch.setattr(report_module, "_measured", measured)
+    monkeypatch.setattr(report_module.Measured, "rows", measured)
     report(Net(), "se", input_size=(3, 8, 8), device="cuda")
     assert there.states() == before
 

@@ -17,8 +17,9 @@ import torch
 Call = Callable[[], object]
 FLUSHED_BYTES = 256 * 2**20
 """More than any device's last cache holds, and as much as triton's ``do_bench`` writes."""
-MAX_HELD = 256
-"""How often a device is given that much to write, at most, before what is timed."""
+MAX_HELD_MS = 64.0
+CYCLES_PER_MS = 2_000_000
+SHORTEST_FLUSH_MS = 0.1
 
 
 class Clock(Protocol):
@@ -66,7 +67,7 @@ class WallClock:
 
 
 class DeviceClock:
-    """Events on the device around the calls, which stand in its queue before it begins.
+    """Events on the device around a call, which stands in its queue before it begins.
 
     Args:
         device: Where the calls do their work; a device with events that tell the time.
@@ -75,52 +76,74 @@ class DeviceClock:
     def __init__(self, device: torch.device):
         self._device = device
         self._memory = _memory_to_flush(device)
-        self._held = 1
+        self._held_ms = 1.0
+        self._too_long: set[Call] = set()
         self._with_gaps: set[Call] = set()
 
-    def has_gaps(self, call: Call) -> bool:
-        """Tell whether the device had to wait for calls to be queued, so that gaps count.
+    def may_have_gaps(self, call: Call) -> bool:
+        """Tell whether not all of a call could be queued before the device began with it.
 
-        So it is where a call waits for what the device computes.
+        So it is where a call waits for what the device computes, or is more than the queue holds.
         """
         return call in self._with_gaps
 
     def warm(self, call: Call, repetitions: int) -> float:
-        """Return the time of one call, as the mean of so many."""
-        return self._milliseconds(call, repetitions, before=call) / repetitions
+        """Return the time of one call, as the mean of so many.
+
+        What is too long for the queue with a call before it goes without: so much work has little
+        of what it reads in the cache at any time.
+        """
+        return sum(self._warm(call) for _ in range(repetitions)) / repetitions
+
+    def _warm(self, call: Call) -> float:
+        if call not in self._too_long:
+            milliseconds = self._ahead(call, before=call)
+            if milliseconds is not None:
+                return milliseconds
+            self._too_long.add(call)
+        return self.cold(call)
 
     def cold(self, call: Call) -> float:
         """Return the time of one call after the cache was filled with something else."""
-        return self._milliseconds(call, 1)
+        if call not in self._with_gaps:
+            milliseconds = self._ahead(call)
+            if milliseconds is not None:
+                return milliseconds
+            self._with_gaps.add(call)
+        return self._once(call, None, held_ms=1.0)[0]
 
-    def _milliseconds(self, call: Call, repetitions: int, before: Call | None = None) -> float:
-        """Time the calls, with the device held up for longer until it comes to them too late."""
-        held = 1 if call in self._with_gaps else self._held
+    def _ahead(self, call: Call, before: Call | None = None) -> float | None:
+        """Time a call, the device held up until it is queued; None where it never is in time."""
         while True:
-            milliseconds, was_late = self._once(call, repetitions, before, held)
-            if was_late or call in self._with_gaps:
+            milliseconds, was_queued = self._once(call, before, self._held_ms)
+            if was_queued:
                 return milliseconds
-            if held >= MAX_HELD:
-                self._with_gaps.add(call)
-                return milliseconds
-            held = self._held = 2 * held
+            if self._held_ms >= MAX_HELD_MS:
+                self._held_ms = 1.0
+                return None
+            self._held_ms *= 2
 
-    def _once(
-        self, call: Call, repetitions: int, before: Call | None, held: int
-    ) -> tuple[float, bool]:
+    def _once(self, call: Call, before: Call | None, held_ms: float) -> tuple[float, bool]:
         start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
         synchronize(self._device)
-        for _ in range(held):
-            self._memory.add_(1)
+        self._hold(held_ms)
         if before is not None:
             before()
         start.record()
-        for _ in range(repetitions):
-            call()
-        was_late = not start.query()
+        call()
+        was_queued = not start.query()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end), was_late
+        return start.elapsed_time(end), was_queued
+
+    def _hold(self, milliseconds: float) -> None:
+        """Fill the cache with something else, and keep the device busy for about so long."""
+        self._memory.add_(1)
+        if self._device.type == "cuda":  # one launch for any time: the queue stays free
+            torch.cuda._sleep(int(milliseconds * CYCLES_PER_MS))
+        else:
+            for _ in range(int(milliseconds / SHORTEST_FLUSH_MS)):
+                self._memory.add_(1)
 
 
 def synchronize(device: torch.device) -> None:
