@@ -6,7 +6,7 @@ another format, as a picture. The catalogue does the same for the attentions alo
 
 from attn_surgery.reporting.catalogue import catalogue, listing_table
 from attn_surgery.reporting.formats import render
-from attn_surgery.reporting.measuring import accelerator, checked_device, device_name
+from attn_surgery.reporting.measuring import accelerator, checked_device, command, device_name
 from attn_surgery.reporting.plot import check_plot, plot
 from attn_surgery.reporting.report import report
 from attn_surgery.reporting.result import Report
@@ -19,6 +19,7 @@ __all__ = [
     "catalogue",
     "check_plot",
     "checked_device",
+    "command",
     "device_name",
     "listing_table",
     "plot",

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shlex
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from attn_surgery.reporting import device_name
+from attn_surgery.reporting import command, device_name
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "attn-surgery")
 
@@ -27,7 +24,7 @@ def environment(accelerator: Any) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
     }
 
 

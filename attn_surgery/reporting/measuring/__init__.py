@@ -5,6 +5,7 @@ from attn_surgery.reporting.measuring.conditions import (
     accelerator,
     checked_device,
     checked_dtype,
+    command,
     device_name,
 )
 from attn_surgery.reporting.measuring.latency import Measurement, measure
@@ -19,6 +20,7 @@ __all__ = [
     "accelerator",
     "checked_device",
     "checked_dtype",
+    "command",
     "device_name",
     "measure",
     "measure_parts",
