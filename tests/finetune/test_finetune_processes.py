@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.finetuning import DRIVER, TINY, environment, launched, within, write_recipe
+from attn_surgery.finetune import read_recipe, remeasure, run_recipe
+from tests.finetuning import DRIVER, TINY, environment, launched, weights, within, write_recipe
 
 FROZEN: dict[str, Any] = {
     **TINY,
@@ -26,6 +28,19 @@ FROZEN: dict[str, Any] = {
     "data": within("data", limit=200),
 }
 
+LIVE: dict[str, Any] = {
+    **TINY,
+    "surgery": {"attention": ["cbam"]},
+    "pretraining": [{"epochs": 1, "lr": 0.01}],
+    "stages": [
+        {"trains": ["attention"], "epochs": 1, "lr": 0.01},
+        {"epochs": 2, "lr": 0.003, "accumulate": 2},
+    ],
+    "control": False,
+    "data": within("data", batch_size=16, limit=96),  # 8 would freeze the statistics
+    "sync_batchnorm": True,
+}
+
 
 @pytest.fixture
 def recipe_file(tmp_path):
@@ -36,8 +51,8 @@ def torchrun(*words: str) -> list[str]:
     return ["-m", "torch.distributed.run", *words]
 
 
-def curve(output: Path) -> list[list[float]]:
-    return json.loads((output / "seed0" / "se" / "metrics.json").read_text())["steps"]
+def curve(output: Path, variant: str = "se") -> list[list[float]]:
+    return json.loads((output / "seed0" / variant / "metrics.json").read_text())["steps"]
 
 
 def assert_alike(output: Path, expected: Path):
@@ -59,6 +74,29 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, recipe_file):
     assert len(list(two.rglob("events.out.tfevents.*"))) == 2  # the host's and se's
     assert together.stdout.count("se after") == 1
     assert together.stderr.count("stages.0 epoch 1") == 1
+
+
+def test_synchronized_norms_give_cbam_the_curve_of_one_process(tmp_path):
+    path = write_recipe(tmp_path / "live.toml", LIVE)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run_recipe(read_recipe(path, [f"output={one}"])) is not None
+    together = launched(
+        *torchrun("--standalone", "--nproc_per_node=2", DRIVER, "command"),
+        *["finetune", path, "--output", str(two)],
+    )
+    assert together.returncode == 0, together.stderr
+    for variant, steps in (("host", 6), ("cbam", 6 + 2 * 3)):
+        assert len(curve(two, variant)) == steps
+        assert loss_difference(two, one, variant) <= 2e-5
+    for file, tensors in weights(two).items():
+        torch.testing.assert_close(tensors, weights(one)[file], rtol=1e-3, atol=1e-4)
+    assert all(each.same for each in remeasure(two))
+
+
+def loss_difference(output: Path, expected: Path, variant: str) -> float:
+    """Return the largest relative difference of a step's loss."""
+    pairs = zip(curve(output, variant), curve(expected, variant), strict=True)
+    return max(abs(seen[1] - wanted[1]) / wanted[1] for seen, wanted in pairs)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ WRONG = {
     "surgery.options.cbam.ratio=8": "ratio",
     "surgery.position=middle": "position='middle' is not supported",
     "surgery.init=zero": "init='zero' is not supported",
+    "sync_batchnorm=yes": "sync_batchnorm must be of type bool, not 'yes'",
     "amp=bf8": "amp='bf8' is not supported",
     "pretraining.0.distill_weight=1": "before the surgery there is no attention and no teacher",
     "data.unlabelled=here": "is for distillation: give a stage distill_weight",
@@ -114,5 +115,6 @@ def test_what_decides_the_weights(tmp_path):
     assert recipe.identity("cbam", 0) == moved.identity("cbam", 0)
     assert recipe.identity("cbam", 0) != recipe.identity("cbam", 1)
     assert recipe.identity("cbam", 0) != recipe.identity("control", 0)
+    assert recipe.identity("cbam", 0) != tiny(tmp_path, sync_batchnorm=True).identity("cbam", 0)
     other = tiny(tmp_path, data=within("data", batch_size=16))
     assert recipe.identity("control", 0) != other.identity("control", 0)

@@ -30,6 +30,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TraceError
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten
 from torchvision.models.quantization.resnet import QuantizableBasicBlock
@@ -1047,6 +1048,21 @@ def test_conversion_to_synchronised_norms_keeps_the_attention(kind: Any) -> None
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(operated)
     assert any(isinstance(each, nn.SyncBatchNorm) for each in converted.modules())
     assert_same(see(converted, call()), expected)
+
+
+@pytest.mark.parametrize("kind", [hosts.Block, hosts.Flag])
+def test_conversion_of_the_host_before_and_of_the_attention_after(kind: Any) -> None:
+    host, operated = (nn.SyncBatchNorm.convert_sync_batchnorm(each) for each in twins(Case(kind)))
+    attn_surgery.apply(operated.eval(), "cbam")
+    move(attn_surgery.inserted(operated))
+    expected = see(operated, call())
+    for attention in attn_surgery.inserted(operated).values():
+        assert nn.SyncBatchNorm.convert_sync_batchnorm(attention) is attention
+    norms = [each for each in operated.modules() if isinstance(each, _BatchNorm)]
+    assert len(norms) == 3
+    assert all(isinstance(each, nn.SyncBatchNorm) for each in norms)
+    assert_same(see(operated, call()), expected)
+    assert_same(see(attn_surgery.remove(operated), call()), see(host.eval(), call()))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from attn_surgery.finetune.experiment.checking import check_recipe, check_togeth
 from attn_surgery.finetune.experiment.digests import contents_of
 from attn_surgery.finetune.experiment.evaluation import measure
 from attn_surgery.finetune.hosts import build_host
-from attn_surgery.finetune.process import Wish, need
+from attn_surgery.finetune.process import Wish, need, synchronized_norms
 from attn_surgery.finetune.recipe import Data, Recipe
 from attn_surgery.finetune.tasks import TASKS, Metrics, Task
 
@@ -97,6 +98,18 @@ class Context:
                 f"out of memory on {self.accelerator.device}: lower data.batch_size, and raise "
                 "accumulate to make up for it; what was saved is whole"
             ) from error
+
+    @property
+    def norm_batch(self) -> int:
+        """Images in a batch that a norm sees."""
+        size, processes = self.loading.batch_size, self.loading.processes
+        return size if self.recipe.sync_batchnorm else size // processes
+
+    def training_norms(self) -> AbstractContextManager[Any]:
+        """Return what a step is taken in, so that norms see as many images."""
+        if not self.recipe.sync_batchnorm:
+            return contextlib.nullcontext()
+        return synchronized_norms(self.accelerator)
 
     def fresh_host(self, seed: int) -> nn.Module:
         """Build the host of a seed."""

@@ -53,13 +53,14 @@ def rehearse(context: Context) -> None:
             with _told(f"{variant}, {place}"):
                 own = copy.deepcopy(model).train()
                 choose_trained(own, stage)
-                keep_statistics(own, stage, own_batch)
+                keep_statistics(own, stage, context.norm_batch)
                 optimizer = make_optimizer(own, stage)
                 make_scheduler(optimizer, stage, updates)
                 teacher = teacher_of(host).to(device) if stage.distill_weight else None
-                with accelerator.autocast():
-                    loss = _loss(own, stage, task, teacher, batch, classes)
-                loss.backward()
+                with context.training_norms():
+                    with accelerator.autocast():
+                        loss = _loss(own, stage, task, teacher, batch, classes)
+                    loss.backward()
                 optimizer.step()
 
 

@@ -53,7 +53,8 @@ def train_stage(run: Run, training: Training, progress: Progress) -> None:
         training.model.train()
         for update, batches in enumerate(steps, progress.update):
             seed_all(derived(seed, update, accelerator.process_index))
-            losses.append(training.step(batches, accelerator))
+            with run.context.training_norms():
+                losses.append(training.step(batches, accelerator))
             progress.update = update + 1
             done = epoch * training.updates + progress.update
             training.stepped(done)

@@ -134,7 +134,7 @@ class Run:
             self.context.accelerator,
             classes=self.context.splits.classes,
             updates=self.updates(stage),
-            own_batch=self.context.loading.batch_size // self.context.loading.processes,
+            norm_batch=self.context.norm_batch,
         )
         if states is not None:
             training.optimizer.load_state_dict(states["optimizer"])

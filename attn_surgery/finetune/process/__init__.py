@@ -15,6 +15,7 @@ from attn_surgery.finetune.process.lock import alone_in
 from attn_surgery.finetune.process.optional_packages import need
 from attn_surgery.finetune.process.seeds import derived, seed_all, seed_cpu
 from attn_surgery.finetune.process.signals import Interrupted, Wish
+from attn_surgery.finetune.process.synchronized_norms import synchronized_norms
 
 __all__ = [
     "Interrupted",
@@ -32,6 +33,7 @@ __all__ = [
     "seed_all",
     "seed_cpu",
     "share_buffers",
+    "synchronized_norms",
     "write_json",
     "write_weights",
 ]

@@ -126,9 +126,10 @@ class Stage:
             ``constant``.
         schedule_options: More keywords of ``timm.scheduler.create_scheduler_v2``.
         warmup_epochs: Epochs in which the learning rates rise from 0; part of ``epochs``.
-        norm_stats: The host's running statistics: ``live``, ``frozen``, or ``auto``: live where a
-            process has 16 images or more in a batch (of several processes, the first one's are
-            kept). Where nothing of a norm trains they are frozen. Those of the attention are live.
+        norm_stats: The host's running statistics: ``live``, ``frozen``, or ``auto``: live where
+            they are those of 16 images or more, of a process's part of a batch (of several
+            processes, the first one's are kept) or, with ``sync_batchnorm``, of all of it. Where
+            nothing of a norm trains they are frozen. Those of the attention are live.
         label_smoothing: From 0 to 1.
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of CutMix; 0 for none.
@@ -182,6 +183,8 @@ class Recipe:
         control: Whether the same is done without surgery.
         output: Where everything is written.
         amp: ``no``, ``bf16`` or ``fp16``: mixed precision.
+        sync_batchnorm: Whether batch norms, the host's and the attention's, go by the batches of
+            all processes; else each process's go by its part.
         device: ``cpu``, or "" for the accelerator that there is.
         threads: CPU threads of a process; 0 for as many as torch takes.
         checkpoint_seconds: How often to save within an epoch.
@@ -199,6 +202,7 @@ class Recipe:
     control: bool = True
     output: str = "runs"
     amp: str = "no"
+    sync_batchnorm: bool = False
     device: str = ""
     threads: int = 0
     checkpoint_seconds: float = 60.0
@@ -236,6 +240,8 @@ class Recipe:
         # Files count by what they hold, whatever they are called: see `contents`.
         told["host"]["checkpoint"] = _GIVEN if self.host.checkpoint else ""
         told["data"]["unlabelled"] = _GIVEN if self.data.unlabelled and variant != HOST else ""
+        if self.sync_batchnorm:  # not else: runs from before there was the key go on
+            told["sync_batchnorm"] = True
         if variant != HOST:
             told["stages"] = data["stages"]
         if variant not in {CONTROL, HOST}:

@@ -29,7 +29,7 @@ from attn_surgery.finetune.training.parameter_groups import (
 from attn_surgery.surgery import inserted
 
 LIVE_FROM = 16
-"""Images in a process's batch from which its statistics are good enough to be followed."""
+"""Images in a batch from which its statistics are good enough to be followed."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ def set_up(
     *,
     classes: int,
     updates: int,
-    own_batch: int,
+    norm_batch: int,
 ) -> Training:
     """Prepare a stage.
 
@@ -116,7 +116,7 @@ def set_up(
         accelerator: Accelerate's.
         classes: How many classes there are.
         updates: Steps in an epoch.
-        own_batch: Images in a batch of this process.
+        norm_batch: Images in a batch that a norm sees.
 
     Raises:
         SurgeryError: A pattern selects nothing, or the optimizer cannot be made.
@@ -124,7 +124,7 @@ def set_up(
     model.to(accelerator.device).train()
     constant = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     choose_trained(model, stage)
-    keep_statistics(model, stage, own_batch)
+    keep_statistics(model, stage, norm_batch)
     optimizer = make_optimizer(model, stage)
     scheduler = make_scheduler(optimizer, stage, updates)
     ema = ModelEmaV3(model, decay=stage.ema) if stage.ema else None
@@ -192,9 +192,9 @@ def choose_trained(model: nn.Module, stage: Stage) -> None:
         freeze(model, stage.freezes, keep_attention=not stage.freezes_attention)
 
 
-def keep_statistics(model: nn.Module, stage: Stage, own_batch: int) -> None:
+def keep_statistics(model: nn.Module, stage: Stage, norm_batch: int) -> None:
     """Freeze the running statistics of the host that a stage does not let follow the batches."""
-    if stage.norm_stats == "frozen" or (stage.norm_stats == "auto" and own_batch < LIVE_FROM):
+    if stage.norm_stats == "frozen" or (stage.norm_stats == "auto" and norm_batch < LIVE_FROM):
         freeze_norm_statistics(model)
         return
     if inserted(model) and stage.is_for_attention_alone:
