@@ -87,7 +87,7 @@ def ours(
     run.display = Display("loop", updates, 0, folder)
     run.saved_at = time.monotonic()
     training = set_up(
-        model, STAGE, task, None, accelerator, classes=10, updates=updates, own_batch=batch
+        model, STAGE, task, None, accelerator, classes=10, updates=updates, norm_batch=batch
     )
     start = time.perf_counter()
     train_stage(run, training, Progress())

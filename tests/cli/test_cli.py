@@ -110,14 +110,30 @@ def test_measured(capsys):
     assert platform.node() not in {told["device"], ""}
 
 
+@pytest.mark.accelerator
 def test_measured_on_the_accelerator_by_default(capsys):
     there = accelerator()
-    if there is None:
-        pytest.skip("no accelerator on this machine")
+    assert there is not None
     _, out, _ = run(capsys, "report", *SMALL, "--seconds", "0", "--json")
     result = json.loads(out)
     assert result["provenance"]["device"] == device_name(there)
     assert all(row["peak_bytes"] for row in result["rows"])
+
+
+def test_sites_are_timed_warm_and_cold(capsys):
+    options = ["--per-site", "--threads", "1", "--seconds", "0", "--device", "cpu"]
+    _, out, _ = run(capsys, "report", *SMALL, *options, "--json")
+    sites = json.loads(out)["per_site"]
+    assert all(each["warm_ms"] > 0 and each["cold_ms"] > 0 for each in sites)
+    _, out, _ = run(capsys, "report", *SMALL, *options)
+    assert "warm (ms)" in out
+    assert "wall clock latency (median ms)" in out
+
+
+def test_graphs_are_cudas(capsys):
+    status, out, err = run(capsys, "report", *SMALL, "--graph", "--device", "cpu")
+    assert (status, out) == (2, "")
+    assert "graph: captured on CUDA devices alone, not on cpu" in err
 
 
 def test_one_that_fails_leaves_the_others(capsys):
