@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from attn_surgery.errors import SurgeryError
 from attn_surgery.planning import Assignment, Plan, Site
+from attn_surgery.rewriting import alteration_of
 
 _ORIGIN = "_came_from"
 
@@ -41,6 +43,32 @@ def origin_of(attention: nn.Module) -> Origin | None:
 def remember(attention: nn.Module, origin: Origin) -> None:
     """Let ``attention`` keep its origin; copies and pickles of it keep it too."""
     vars(attention)[_ORIGIN] = origin
+
+
+def check_none_is_lost(model: nn.Module) -> None:
+    """Refuse a model in which a module of torch's own took the place of one that ran attention.
+
+    So it is after ``SyncBatchNorm.convert_sync_batchnorm``, which makes a new norm, gives it the
+    children of the old one, and runs none of them.
+
+    Raises:
+        SurgeryError: It is so.
+    """
+    for path, module in model.named_modules():
+        if alteration_of(module) is not None or not _runs_no_children(module):
+            continue
+        for name, child in module.named_children():
+            if origin_of(child) is not None:
+                raise SurgeryError(
+                    f"{path}.{name}: this attention does not run any more, as {path!r} was "
+                    f"replaced by a new {type(module).__name__}; convert the host first, then "
+                    "operate, then convert each of attn_surgery.inserted(model).values()"
+                )
+
+
+def _runs_no_children(module: nn.Module) -> bool:
+    home = type(module).__module__
+    return home.startswith("torch.nn.modules.") and not home.endswith((".module", ".container"))
 
 
 def next_step(attentions: Iterable[nn.Module]) -> int:

@@ -22,7 +22,7 @@ from attn_surgery.rewriting import (
     slots,
 )
 from attn_surgery.surgery.edits import carry_out, edits
-from attn_surgery.surgery.origin import next_step
+from attn_surgery.surgery.origin import check_none_is_lost, next_step
 from attn_surgery.surgery.transaction import all_or_nothing
 
 
@@ -168,6 +168,9 @@ def remove(model: nn.Module) -> nn.Module:
     Returns:
         The model itself.
 
+    Raises:
+        SurgeryError: An attention is there, and what ran it is not any more.
+
     Example:
         >>> import torchvision, attn_surgery
         >>> host = torchvision.models.resnet18()
@@ -179,6 +182,7 @@ def remove(model: nn.Module) -> nn.Module:
 
 
 def _restored(model: nn.Module) -> nn.Module:
+    check_none_is_lost(model)
     for module in list(model.modules()):
         while names := slots(module):
             for name in names:
@@ -196,6 +200,9 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
 
     Each is there once, by the first path to it, where a module is held in several places.
 
+    Raises:
+        SurgeryError: An attention is there, and what ran it is not any more.
+
     Example:
         >>> import torchvision, attn_surgery
         >>> host = attn_surgery.apply(torchvision.models.resnet18(), "se", where="layer4.*")
@@ -203,6 +210,7 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
         ['layer4.0.attn', 'layer4.1.attn']
     """
     found = {}
+    check_none_is_lost(model)
     for path, module in model.named_modules():
         done = alteration_of(module)
         in_graph = graph_attentions(module) if is_graph_module(module) else ()

@@ -1050,6 +1050,19 @@ def test_conversion_to_synchronised_norms_keeps_the_attention(kind: Any) -> None
     assert_same(see(converted, call()), expected)
 
 
+def test_what_a_conversion_lost_is_told(tmp_path: Any) -> None:
+    _, operated = twins(Case(hosts.Flag))
+    attn_surgery.apply(operated, "cbam")
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(operated)
+    keys = list(converted.state_dict())
+    for verb in (attn_surgery.inserted, attn_surgery.remove):
+        with pytest.raises(attn_surgery.SurgeryError, match="does not run any more"):
+            verb(converted)
+    with pytest.raises(attn_surgery.SurgeryError, match="does not run any more"):
+        attn_surgery.save(converted, tmp_path / "file")
+    assert list(converted.state_dict()) == keys
+
+
 @pytest.mark.parametrize("kind", [hosts.Block, hosts.Flag])
 def test_conversion_of_the_host_before_and_of_the_attention_after(kind: Any) -> None:
     host, operated = (nn.SyncBatchNorm.convert_sync_batchnorm(each) for each in twins(Case(kind)))
