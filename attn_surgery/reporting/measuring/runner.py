@@ -222,7 +222,12 @@ def _counter(name: str, device: torch.device) -> int | None:
     asked = getattr(torch.accelerator, name, None)
     try:
         return None if asked is None else (asked() if name == "empty_cache" else asked(device)) or 0
-    except (RuntimeError, AttributeError, AssertionError):  # not every device has every counter
+    except (
+        RuntimeError,
+        AttributeError,
+        AssertionError,
+        ValueError,
+    ):  # not every device has every counter
         return None
 
 
