@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from attn_surgery.attention import available, register
     from attn_surgery.planning import Plan, Site
     from attn_surgery.reporting import Report, Row, report
-    from attn_surgery.surgery import apply, inserted, load, plan, remove, save
+    from attn_surgery.surgery import apply, compile_attention, inserted, load, plan, remove, save
 
 __all__ = [
     "Plan",
@@ -21,6 +21,7 @@ __all__ = [
     "apply",
     "available",
     "choosing",
+    "compile_attention",
     "finetune",
     "inserted",
     "load",
@@ -39,7 +40,7 @@ __getattr__ = imported_when_asked(
         "finetune": [],
         "planning": ["Plan", "Site"],
         "reporting": ["Report", "Row", "report"],
-        "surgery": ["apply", "inserted", "load", "plan", "remove", "save"],
+        "surgery": ["apply", "compile_attention", "inserted", "load", "plan", "remove", "save"],
     },
 )
 

@@ -82,7 +82,13 @@ def _add_measuring(group: Any) -> None:
     group.add_argument("--dtype", help="convert to float16, bfloat16, ...")
     group.add_argument("--autocast", metavar="DTYPE", help="measure under autocast")
     group.add_argument("--channels-last", action="store_true", help="measure channels last")
-    group.add_argument("--compile", action="store_true", help="measure through torch.compile")
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        choices=("model", "attention"),
+        const="model",
+        help="measure through torch.compile: the whole model (default), or the attention alone",
+    )
     group.add_argument("--graph", action="store_true", help="measure as a captured CUDA graph, too")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     group.add_argument(

@@ -26,7 +26,6 @@ _CONDITIONS = (
     "dtype",
     "autocast",
     "channels_last",
-    "compile",
     "graph",
     "threads",
     "seconds",
@@ -68,6 +67,7 @@ def _keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         **asked(arguments),
         **{name: getattr(arguments, name) for name in _CONDITIONS},
+        "compile": {None: False, "model": True}.get(arguments.compile, arguments.compile),
         "input_size": given,
         "init": arguments.init,
         "per_site": arguments.per_site,

@@ -48,7 +48,7 @@ def report(
     dtype: torch.dtype | str | None = None,
     autocast: torch.dtype | str | None = None,
     channels_last: bool = False,
-    compile: bool = False,
+    compile: bool | str = False,
     graph: bool = False,
     threads: int | None = None,
     seconds: float = 5.0,
@@ -80,7 +80,8 @@ def report(
         dtype: Convert model and input, for counting and measuring.
         autocast: Measure within ``torch.autocast`` of this dtype.
         channels_last: Measure in the channels-last memory format.
-        compile: Measure through ``torch.compile``; what was compiled before is compiled anew.
+        compile: Measure through ``torch.compile``: the whole model (True), or "attention" for what
+            is inserted alone; what was compiled before is compiled anew.
         graph: Measure the forward pass as a captured CUDA graph, too, as it may be deployed.
         threads: CPU threads while measuring.
         seconds: Time for measuring the forward pass of all, and again for the training step, and

@@ -258,6 +258,8 @@ def test_compiled():
         ({"threads": 0}, "threads=0"),
         ({"threads": 1.5}, "threads=1.5"),
         ({"seconds": -1}, "seconds=-1"),
+        ({"compile": "host"}, "compile='host'"),
+        ({"graph": True}, "graph: captured on CUDA devices alone"),
         ({"seconds": float("nan")}, "seconds=nan"),
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"autocast": "half16"}, "autocast='half16'"),

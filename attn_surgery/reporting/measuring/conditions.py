@@ -30,7 +30,8 @@ class Conditions:
         dtype: What parameters and inputs are converted to; None leaves them.
         autocast: The dtype of ``torch.autocast``; None is without.
         channels_last: Convert weights and inputs to the channels-last memory format.
-        compile: Run through ``torch.compile``.
+        compile: Run through ``torch.compile``: the whole model (True), or "attention" for what was
+            inserted alone.
         graph: Time the forward pass as a captured CUDA graph, too.
         threads: CPU threads while measuring; None leaves them.
         seconds: Stop after this time, warm-up apart, with ten rounds at least.
@@ -41,7 +42,7 @@ class Conditions:
     dtype: torch.dtype | None = None
     autocast: torch.dtype | None = None
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | str = False
     graph: bool = False
     threads: int | None = None
     seconds: float = 5.0
@@ -53,6 +54,8 @@ class Conditions:
                 raise SurgeryError(f"{name}={value!r}: must be a whole number from 1 on")
         if not 0 <= self.seconds < float("inf"):
             raise SurgeryError(f"seconds={self.seconds!r}: must be a time from 0 on")
+        if self.compile not in (False, True, "attention"):
+            raise SurgeryError(f"compile={self.compile!r}: must be True, False or 'attention'")
         if self.graph:
             check_graphs(self.device)
 

@@ -19,6 +19,7 @@ from attn_surgery.host import Input, floating_dtype
 from attn_surgery.reporting.measuring.clocks import Call, Clock
 from attn_surgery.reporting.measuring.conditions import Conditions
 from attn_surgery.reporting.measuring.graphs import Replayed, rotated
+from attn_surgery.surgery import compile_attention, inserted
 
 WARM_UP_CALLS = 3
 WARM_UP_SHARE = 0.1
@@ -140,7 +141,9 @@ def _made_input(given: Input, conditions: Conditions, dtype: torch.dtype | None)
 
 
 def _forward(model: nn.Module, conditions: Conditions) -> Callable[[Any], object]:
-    run = torch.compile(model) if conditions.compile else model
+    run = torch.compile(model) if conditions.compile is True else model
+    if conditions.compile == "attention" and inserted(model):
+        compile_attention(model)
 
     def forward(made: Any) -> object:
         args, kwargs = made
