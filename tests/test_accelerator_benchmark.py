@@ -40,6 +40,7 @@ def test_every_part_ends_and_every_check_holds(output: Path) -> None:
     surgery = parts["surgery"]["rows"]
     assert {row["attention"] for row in surgery} == {"se", "cbam"}
     assert all(row["identical in training"] and row["removed"] for row in surgery)
+    assert "ours / timm" in parts["attention"]["rows"][0]["table"]
     assert [row["same_weights"] for row in parts["recipes"]["rows"] if "same_weights" in row] == [
         True
     ]
