@@ -21,6 +21,8 @@ from attn_surgery.cli.parser import parse_setting
 from attn_surgery.host.load import load_model
 from attn_surgery.reporting.formats import FORMATS
 from attn_surgery.reporting.measuring.conditions import accelerator, device_name
+from attn_surgery.reporting.result import Report
+from attn_surgery.reporting.rows import Row
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +130,22 @@ def test_sites_are_timed_warm_and_cold(capsys):
     _, out, _ = run(capsys, "report", *SMALL, *options)
     assert "warm (ms)" in out
     assert "wall clock latency (median ms)" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [([], False), (["--compile"], True), (["--compile", "attention"], "attention")],
+)
+def test_what_is_compiled(monkeypatch, capsys, words, asked):
+    seen = []
+
+    def noted(model, attention, **keywords):
+        seen.append(keywords["compile"])
+        return Report((Row("net", None, 0, 1, 1),))
+
+    monkeypatch.setattr(report_command, "report", noted)
+    run(capsys, "report", *SMALL, *words)
+    assert seen == [asked]
 
 
 def test_graphs_are_cudas(capsys):
