@@ -91,12 +91,34 @@ def names() -> list[str]:
 
 
 def build(name: str) -> nn.Module:
-    """Build a model on the meta device, deaf to what its library warns about."""
+    """Build a model on the meta device, deaf to what its library warns about.
+
+    Of the layers of a language model, which are alike and hold no block, it has two: some models
+    have hundreds, with which a plan takes a minute.
+    """
     made = getattr(transformers, name)
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         transformers.logging.set_verbosity_error()
-        return made(made.config_class(**OPTIONS.get(name, {}))).eval()
+        short, whole = (made.config_class(**OPTIONS.get(name, {})) for _ in range(2))
+        _shorten(short)
+        try:
+            return made(short).eval()
+        except Exception:  # its parts name layers that it does not have now
+            return made(whole).eval()
+
+
+def _shorten(config: Any, layers: int = 2) -> None:
+    """Leave a language model, in a configuration or a part of it, so many layers."""
+    for value in vars(config).values():
+        if isinstance(value, transformers.PretrainedConfig):
+            _shorten(value)
+    if not getattr(config, "vocab_size", None):
+        return
+    if isinstance(getattr(config, "num_hidden_layers", None), int):
+        config.num_hidden_layers = min(layers, config.num_hidden_layers)
+    if isinstance(getattr(config, "layer_types", None), list):
+        config.layer_types = config.layer_types[:layers]
 
 
 def inputs(model: Any) -> Iterator[Input]:
