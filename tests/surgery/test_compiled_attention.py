@@ -54,7 +54,7 @@ def operated(attention: str = "cbam") -> nn.Module:
     return host
 
 
-@pytest.mark.parametrize("attention", ["se", "cbam", "eca", "coord", "triplet"])
+@pytest.mark.parametrize("attention", ["se", "cbam", "eca", "scse", "triplet"])
 def test_the_function_is_the_same_and_alike_is_compiled_once(
     graphs: list[int], attention: str
 ) -> None:
