@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -63,19 +63,26 @@ class Measured:
 
     def sites(self, result: Report) -> Report:
         """Fill in how long the attentions of each block take alone."""
-        costs = {(each.attention, each.block): each for each in result.per_site}
+        times: dict[str, Mapping[str, PartTimes]] = {}
         notes: list[str] = []
+        interrupted = False
         for number, variant in self._new(result):
             build = partial(self._built, variant)
             try:
-                times = measure_parts(build, inserted, self.given, self._share(result))
+                parts = measure_parts(build, inserted, self.given, self._share(result))
+            except KeyboardInterrupt:
+                interrupted = True
+                break
             except Exception as error:
                 title = result.rows[number].title
                 notes.append(f"{title}: its sites are not measured: {one_line(error)}")
-                continue
-            costs |= _timed_sites(costs, variant.label, times)
+            else:
+                times[variant.label] = parts
         return replace(
-            result, per_site=tuple(costs.values()), notes=(*result.notes, *dict.fromkeys(notes))
+            result,
+            per_site=tuple(_timed_sites(result.per_site, times)),
+            notes=(*result.notes, *dict.fromkeys(notes)),
+            interrupted=interrupted,
         )
 
     def _share(self, result: Report) -> Conditions:
@@ -148,21 +155,19 @@ def _times(clock: str, timing: Timing, batch_size: int, *, train: bool) -> Times
 
 
 def _timed_sites(
-    costs: Mapping[tuple[str, str | None], SiteCost],
-    attention: str,
-    times: Mapping[str, PartTimes],
-) -> dict[tuple[str, str | None], SiteCost]:
-    """Return the costs of one attention's blocks, with the times of what is in each."""
-    blocks = {block for name, block in costs if name == attention and block is not None}
-    of_block: dict[str | None, list[PartTimes]] = {}
-    for path, each in times.items():
-        of_block.setdefault(innermost(path, blocks), []).append(each)
-    return {
-        (attention, block): replace(
-            costs[attention, block],
-            warm_ms=sum(each.warm_ms for each in several),
-            cold_ms=sum(each.cold_ms for each in several),
+    costs: Sequence[SiteCost], times: Mapping[str, Mapping[str, PartTimes]]
+) -> Iterator[SiteCost]:
+    """Yield the costs of blocks, with the times of the attentions in each."""
+    for cost in costs:
+        blocks = {
+            each.block
+            for each in costs
+            if each.attention == cost.attention and each.block is not None
+        }
+        parts = times.get(cost.attention, {})
+        inside = [each for path, each in parts.items() if innermost(path, blocks) == cost.block]
+        yield replace(
+            cost,
+            warm_ms=sum(each.warm_ms for each in inside) if inside else None,
+            cold_ms=sum(each.cold_ms for each in inside) if inside else None,
         )
-        for block, several in of_block.items()
-        if (attention, block) in costs
-    }

@@ -25,6 +25,7 @@ from attn_surgery.reporting.measuring.latency import Measurement, _order, measur
 from attn_surgery.reporting.measuring.statistics import Timing, median_interval, summarise
 
 latency_module = importlib.import_module("attn_surgery.reporting.measuring.latency")
+times_module = importlib.import_module("attn_surgery.reporting.times")
 runner_module = importlib.import_module("attn_surgery.reporting.measuring.runner")
 
 CPU = torch.device("cpu")
@@ -426,6 +427,25 @@ def test_interrupt_before_the_first_round(monkeypatch):
     rows = attn_surgery.report(Block(), "se", input_size=(16, 8, 8)).rows
     assert [row.error for row in rows] == ["not measured: interrupted"] * 2
     assert None not in {row.macs for row in rows}
+
+
+def test_interrupt_while_sites_are_measured(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(times_module, "measure_parts", interrupted)
+    result = attn_surgery.report(Block(), "se", input_size=(16, 8, 8), seconds=0, per_site=True)
+    assert result.interrupted
+    assert None not in {row.latency_ms for row in result.rows}
+    assert [(each.block, each.warm_ms) for each in result.per_site] == [("", None)]
+
+
+def test_attentions_of_one_name_keep_their_sites():
+    result = attn_surgery.report(
+        Block(), ["se", "se"], input_size=(16, 8, 8), seconds=0, per_site=True
+    )
+    assert len(result.per_site) == 2
+    assert all(each.warm_ms and each.cold_ms for each in result.per_site)
 
 
 def test_progress_is_shown_when_asked_for(capsys):
