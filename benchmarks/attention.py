@@ -15,6 +15,7 @@ import itertools
 import math
 import platform
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -169,8 +170,7 @@ class Measured:
     def ratio(self, one: str, other: str) -> float:
         """Return the median of the paired ratios."""
         pairs = zip(self.timings[one].samples_ms, self.timings[other].samples_ms, strict=True)
-        ordered = sorted(a / b for a, b in pairs)
-        return ordered[len(ordered) // 2]
+        return statistics.median(a / b for a, b in pairs)
 
 
 def cases(words: argparse.Namespace) -> list[Case]:

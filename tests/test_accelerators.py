@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import random
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from test_latency import DELAY_MS, Block, waiting
 from torch import Tensor, nn
 
 import attn_surgery
@@ -19,37 +19,8 @@ from attn_surgery.reporting import accelerator
 from attn_surgery.reporting.measuring import Conditions, measure
 
 pytestmark = pytest.mark.accelerator
-DELAY_MS = 40.0
 ATTENTIONS = ["se", "cbam", "eca", "coord"]
 SIZE = (16, 24, 24)
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(16, 16, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-
-
-class Waiting(nn.Module):
-    """An attention that takes a known time of the host and does nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.factor = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(DELAY_MS / 1e3)
-        return x * self.factor
-
-
-def waiting(channels: int) -> nn.Module:
-    return Waiting()
 
 
 @pytest.fixture(scope="module")

@@ -21,15 +21,7 @@ from attn_surgery.reporting import (
     report,
 )
 
-_CONDITIONS = (
-    "batch_size",
-    "dtype",
-    "autocast",
-    "channels_last",
-    "graph",
-    "threads",
-    "seconds",
-)
+_CONDITIONS = ("batch_size", "dtype", "autocast", "channels_last", "graph", "threads", "seconds")
 
 
 def run(arguments: argparse.Namespace) -> int:

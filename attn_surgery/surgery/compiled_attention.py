@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class CompiledForward:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
-        return _compiled(_Kind(self.attention), _Options(self.options))
+        return _compiled(_Kind.of(self.attention), _Options(self.options))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is compiled, which is made anew."""
@@ -91,19 +92,19 @@ def _is_followed(given: Any) -> bool:
     return any(isinstance(each, fx.Proxy) for each in tree_leaves(given))
 
 
+@dataclass(frozen=True)
 class _Kind:
     """Equal for attentions that compile to the same."""
 
-    def __init__(self, attention: nn.Module):
-        self.forward: Callable[..., Any] = type(attention).forward
-        shapes = tuple((key, each.shape) for key, each in attention.state_dict().items())
-        self._likeness = self.forward, str(attention), shapes
+    forward: Callable[..., Any]
+    shown: str
+    shapes: tuple[tuple[str, torch.Size], ...]
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Kind) and self._likeness == other._likeness
-
-    def __hash__(self) -> int:
-        return hash(self._likeness)
+    @classmethod
+    def of(cls, attention: nn.Module) -> _Kind:
+        held = attention.state_dict().items()
+        shapes = tuple((key, each.shape) for key, each in held)
+        return cls(type(attention).forward, str(attention), shapes)
 
 
 class _Options(dict[str, Any]):

@@ -19,7 +19,7 @@ from torch import nn
 import attn_surgery
 from attn_surgery.host import load_model
 from attn_surgery.reporting import Row
-from benchmarks.on_accelerator.part import Part, main
+from benchmarks.on_accelerator.part import Part, captured, main
 
 MODELS = ["torchvision/resnet50", "timm/convnext_tiny", "timm/efficientnet_b0"]
 ATTENTIONS = ["se", "cbam"]
@@ -103,7 +103,9 @@ def _own_times(
     with torch.no_grad():
         for way in ways:
             run = torch.compile(model) if way == "compiled" else model
-            call = _captured(run, x) if way == "graph" else lambda run=run: run(x)
+            call: Call = lambda run=run: run(x)  # noqa: E731
+            if way == "graph":
+                call = captured(call)[0].replay
             times[way] = {"own_ms": _between_events(call)}
             if way == "eager" and (bench := _do_bench()) is not None:
                 times[way]["do_bench_ms"] = bench(call, warmup=50, rep=200, return_mode="median")
@@ -129,19 +131,6 @@ def _between_events(call: Call, rounds: int = 20) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end))
     return statistics.median(times)
-
-
-def _captured(run: Callable[[torch.Tensor], object], x: torch.Tensor) -> Call:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run(x)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(x)
-    return graph.replay
 
 
 def _do_bench() -> Any:

@@ -53,6 +53,20 @@ class Part:
         whole.replace(self.output)
 
 
+def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """Capture a call as a CUDA graph, and return what it writes to, too."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+    return graph, output
+
+
 def main(run: Callable[[Part], None]) -> None:
     """Run a part as its command line says."""
     parser = argparse.ArgumentParser()

@@ -38,20 +38,7 @@ def _command(part: Part, output: Path, settings: list[str]) -> list[str]:
 
 
 def _whole(part: Part, output: Path, name: str, settings: list[str]) -> None:
-    start = time.monotonic()
-    done = _ended(part, _command(part, output, settings))
-    if done is None:
-        part.missed.append(name)
-        return
-    result = _result(output)
-    ok = done.returncode == 0 and result is not None
-    part.add(
-        recipe=name,
-        ok=ok,
-        seconds=time.monotonic() - start,
-        accuracy=result,
-        said="" if ok else done.stderr[-1000:],
-    )
+    _finish(part, output, name, _command(part, output, settings))
 
 
 def _interrupted(part: Part, folder: Path, amp: str, settings: list[str]) -> None:
@@ -66,6 +53,14 @@ def _interrupted(part: Part, folder: Path, amp: str, settings: list[str]) -> Non
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     process.communicate()
+    _finish(part, output, name, command, like=folder / amp)
+
+
+def _finish(
+    part: Part, output: Path, name: str, command: list[str], like: Path | None = None
+) -> None:
+    """Run to the end, and keep the row; the weights may be those of another run."""
+    start = time.monotonic()
     done = _ended(part, command)
     if done is None:
         part.missed.append(name)
@@ -75,8 +70,9 @@ def _interrupted(part: Part, folder: Path, amp: str, settings: list[str]) -> Non
     part.add(
         recipe=name,
         ok=ok,
+        seconds=time.monotonic() - start,
         accuracy=result,
-        same_weights=_weights(output) == _weights(folder / amp),
+        **({} if like is None else {"same_weights": _weights(output) == _weights(like)}),
         said="" if ok else done.stderr[-1000:],
     )
 

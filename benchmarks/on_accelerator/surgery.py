@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import attn_surgery
 from attn_surgery.host import load_model
-from benchmarks.on_accelerator.part import Part, main
+from benchmarks.on_accelerator.part import Part, captured, main
 
 HOSTS = [
     "torchvision/resnet50",
@@ -161,15 +161,7 @@ def _replayed(model: nn.Module, x: Tensor) -> tuple[str, bool]:
     model.eval()
     with torch.no_grad():
         expected = model(x)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                model(x)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = model(x)
+        graph, output = captured(lambda: model(x))
         output.zero_()
         graph.replay()
         torch.cuda.synchronize()

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from attn_surgery.host import Input, floating_dtype
 from attn_surgery.reporting.measuring.clocks import Call, Clock, WallClock, device_clock
 from attn_surgery.reporting.measuring.conditions import Conditions
+from attn_surgery.reporting.measuring.runner import made_input
 
 MIN_SAMPLES = 5
 SHORTEST_MS = 1.0
@@ -64,7 +64,7 @@ def measure_parts(
         model = conditions.converted(build()).eval()
         modules = parts(model)
         with _inputs_seen(modules) as seen:
-            args, kwargs = _made(model, given, conditions)
+            args, kwargs = made_input(given, conditions, floating_dtype(model))
             with conditions.autocasting():
                 model(*args, **kwargs)
         kinds = {name: _kind(module, seen[name]) for name, module in modules.items()}
@@ -76,11 +76,6 @@ def measure_parts(
             for kind, name in alike.items()
         }
     return {name: times[kind] for name, kind in kinds.items()}
-
-
-def _made(model: nn.Module, given: Input, conditions: Conditions) -> Any:
-    made = given.build(conditions.batch_size, conditions.device, floating_dtype(model))
-    return tree_map(conditions.laid_out, made)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import time
@@ -108,7 +109,8 @@ def release(device: torch.device) -> None:
     """Give back what only a cycle of references holds, as a failure leaves it."""
     gc.collect()
     if device.type != "cpu":
-        _counter("empty_cache", device)
+        with contextlib.suppress(RuntimeError, AttributeError):  # not every device has a cache
+            torch.accelerator.empty_cache()
 
 
 def _ready(
@@ -120,7 +122,7 @@ def _ready(
 ) -> Runner:
     held = _allocated(conditions.device)
     model = conditions.converted(build()).train(train)
-    make = partial(_made_input, given, conditions, floating_dtype(model))
+    make = partial(made_input, given, conditions, floating_dtype(model))
     run = _training_step(model, conditions) if train else _forward(model, conditions)
     call = partial(run, make())
     runner = Runner({})
@@ -134,7 +136,8 @@ def _ready(
     return runner
 
 
-def _made_input(given: Input, conditions: Conditions, dtype: torch.dtype | None) -> Any:
+def made_input(given: Input, conditions: Conditions, dtype: torch.dtype | None) -> Any:
+    """Make the arguments and the keywords of one measured call."""
     return tree_map(
         conditions.laid_out, given.build(conditions.batch_size, conditions.device, dtype)
     )
@@ -209,22 +212,21 @@ def warm_libraries(conditions: Conditions) -> None:
     """Let matrix products and convolutions take the memory that they keep, forward and backward.
 
     It comes from torch's allocator at the first product of each thread, and would be counted as
-    the first model's.
+    the first model's. What the device cannot do is told when the host is run.
     """
     device = conditions.device
     if device.type == "cpu":
         return
-    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8)).to(device)
-    x = torch.zeros(8, 8, 3, 3, device=device, dtype=conditions.dtype)
-    with torch.enable_grad(), conditions.autocasting():
-        net.to(conditions.dtype)(x).float().sum().backward()
+    with contextlib.suppress(Exception), torch.enable_grad(), conditions.autocasting():
+        net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8))
+        x = torch.zeros(8, 8, 3, 3, device=device, dtype=conditions.dtype)
+        net.to(device, conditions.dtype)(x).float().sum().backward()
 
 
 def _counter(name: str, device: torch.device) -> int | None:
     """Ask a function of ``torch.accelerator`` for bytes; None where the device counts none."""
-    asked = getattr(torch.accelerator, name, None)
     try:
-        return None if asked is None else (asked() if name == "empty_cache" else asked(device)) or 0
+        return getattr(torch.accelerator, name)(device) or 0
     except (
         RuntimeError,
         AttributeError,
