@@ -61,6 +61,7 @@ def assert_alike(output: Path, expected: Path):
         assert seen == pytest.approx(wanted, rel=2e-5, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_curve_of_one(tmp_path, recipe_file):
     one, two = tmp_path / "one", tmp_path / "two"
     words = ["finetune", recipe_file, "--output"]

@@ -20,7 +20,7 @@ import attn_surgery
 from attn_surgery import Site
 
 OFTEN = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,
