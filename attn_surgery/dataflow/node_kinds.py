@@ -71,8 +71,10 @@ _NAMES = {
     "normalize native_layer_norm native_group_norm native_batch_norm",
     Kind.ACTIVATION: "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish "
     "hardtanh hardshrink softshrink tanhshrink softplus softsign logsigmoid "
-    "tanh glu threshold abs exp log log1p expm1 clamp clip clamp_min clamp_max maximum "
-    "minimum erf sin cos sign where sparsemax",
+    "log_sigmoid tanh glu threshold _threshold abs exp exp2 log log2 log10 log1p expm1 clamp clip "
+    "clamp_min clamp_max maximum minimum fmax fmin erf erfc sin cos tan asin acos atan atan2 sinh "
+    "cosh asinh acosh atanh sign sgn heaviside floor ceil round trunc frac fmod remainder where "
+    "masked_fill masked_scatter nan_to_num logit gt lt ge le eq ne sparsemax",
     Kind.MATH: "pow square sqrt rsqrt reciprocal",
     Kind.SIGMOID: "sigmoid hardsigmoid",
     Kind.SOFTMAX: "softmax log_softmax gumbel_softmax softmin",
@@ -222,6 +224,8 @@ def _of_function(trace: Trace, node: fx.Node) -> Operation:
     kind = _KIND_OF_NAME.get(name, Kind.OTHER)
     if name == "getitem":
         return Operation(Kind.SLICE)
+    if name in ("max", "min") and len(node.all_input_nodes) > 1:
+        return Operation(Kind.ACTIVATION)
     if kind is Kind.CONV:
         return _of_functional_convolution(trace, node, name)
     if (

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from torch import fx
 
-from attn_surgery.dataflow import LAST, MAPS, Flow, Kind, Shape, slices_channels
+from attn_surgery.dataflow import (
+    LAST,
+    MAPS,
+    Flow,
+    Kind,
+    Shape,
+    function_name,
+    slices_channels,
+)
 from attn_surgery.finding.convolutions import is_mixing, is_spatial
 from attn_surgery.finding.shortcuts import Shortcut, takes_part
 
@@ -52,10 +60,21 @@ def _resolution_refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> str:
 
 def _is_nonlinear(flow: Flow, steps: list[fx.Node]) -> bool:
     return any(
-        flow.kind(step) in _NONLINEAR
-        or (flow.kind(step) in (Kind.MUL, Kind.DIV) and len(set(flow.inputs[step])) > 1)
+        flow.kind(step) in _NONLINEAR or _multiplies(flow, step) or _takes_largest(flow, step)
         for step in steps
     )
+
+
+def _multiplies(flow: Flow, step: fx.Node) -> bool:
+    """Tell whether a step multiplies or divides what is computed by what is computed."""
+    given = (each for each in step.args if isinstance(each, fx.Node))
+    factors = [each for each in given if flow.now(each) in flow.inputs[step]]
+    return flow.kind(step) in (Kind.MUL, Kind.DIV) and len(factors) > 1
+
+
+def _takes_largest(flow: Flow, step: fx.Node) -> bool:
+    is_pool = flow.kind(step) in (Kind.POOL, Kind.REDUCE) and step.op != "call_module"
+    return is_pool and any(word in function_name(step) for word in ("max", "min", "median"))
 
 
 def _shape_refusal(shape: Shape) -> str:

@@ -26,6 +26,7 @@ from attn_surgery.host.called_method import (
 from attn_surgery.host.compiling import compiled, noted, renamed
 from attn_surgery.host.copies import device_copy, meta_copy
 from attn_surgery.host.fidelity import (
+    asks_for,
     describe,
     inspect_forward,
     runs_its_children,
@@ -58,6 +59,7 @@ __all__ = [
     "InputSize",
     "Place",
     "as_input",
+    "asks_for",
     "check_host",
     "compiled",
     "describe",

@@ -54,8 +54,6 @@ def read(code: types.CodeType) -> Code:
             names.add(str(step.argval))
         if any(word in kind for word in _CONTEXT_STEPS):
             obstacles.append("enters a context or catches an error")
-        if step.argval == "training" and "ATTR" in kind and not _reads_self(steps, i):
-            obstacles.append("reads the mode of another module")
         if step.opname in _BUILDS_NAMES and "getattr" in code.co_names:
             obstacles.append("reads attributes by computed names")
         if _tests_identity(step) and any(_is_local(each) for each in steps[max(0, i - 2) : i]):
@@ -77,16 +75,38 @@ def read(code: types.CodeType) -> Code:
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def words_in(code: types.CodeType) -> frozenset[str]:
+    """Return the attributes that a function reads, and the names among its constants."""
+    words = {str(step.argval) for step in dis.get_instructions(code) if _is_read(step)}
+    words |= {const for const in code.co_consts if isinstance(const, str) and const.isidentifier()}
+    nested = (words_in(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset(words).union(*nested)
+
+
+def _is_read(step: dis.Instruction) -> bool:
+    return step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
+
+
 def _is_iterated(steps: list[dis.Instruction], place: int) -> bool:
     if "ATTR" not in steps[place].opname:
         return False
-    following = steps[place + 1].opname if place + 1 < len(steps) else ""
+    following = steps[place + 1 : place + 5]
     before = steps[max(0, place - 5) : place]
-    return following in _ITERATES or any(step.argval in _ITERATING for step in before)
+    return (
+        any(step.opname in _ITERATES for step in following[:1])
+        or any(step.argval in _ITERATING for step in before)
+        or _takes_from_the_end(following)
+    )
 
 
-def _reads_self(steps: list[dis.Instruction], place: int) -> bool:
-    return place > 0 and steps[place - 1].argval == "self"
+def _takes_from_the_end(steps: list[dis.Instruction]) -> bool:
+    """Tell whether what was loaded is sliced, or indexed from its end."""
+    if not steps or steps[0].opname != "LOAD_CONST":
+        return False
+    index = steps[0].argval
+    is_sliced = isinstance(index, slice) or any("SLICE" in step.opname for step in steps)
+    return is_sliced or (isinstance(index, int) and index < 0)
 
 
 def _tests_identity(step: dis.Instruction) -> bool:

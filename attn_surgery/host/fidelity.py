@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
-from torch.nn.modules.conv import _ConvNd
 
-from attn_surgery.host.bytecode import Code, adds, read
+from attn_surgery.host.bytecode import Code, adds, read, words_in
 from attn_surgery.host.called_method import entry
 
 _PURE_BUILTINS = frozenset(
@@ -99,6 +98,17 @@ def inspect_forward(block: nn.Module) -> Fidelity:
         if any(name in code.iterated for name in _containers(block)):
             found.obstacles.append("loops over its children")
     return found
+
+
+def asks_for(module: nn.Module, name: str) -> bool:
+    """Tell whether a method of the module's own reads an attribute of that name, if it is there."""
+    return any(
+        name in words_in(function.__code__)
+        for cls in type(module).__mro__
+        if not _is_at_home(cls)
+        for value in vars(cls).values()
+        for function in _functions(value)
+    )
 
 
 def runs_its_children(block: nn.Module) -> bool:
@@ -185,8 +195,11 @@ def _settings_obstacle(name: str, value: Any, code: Code) -> str:
         or not isinstance(value, (type, types.FunctionType))
     ):
         return ""
-    kept = vars(value).items()
-    read = [each for each, kind in kept if each in code.attributes and _is_plain(kind)]
+    homes = value.__mro__ if isinstance(value, type) else (value,)
+    kept: dict[str, Any] = {}
+    for home in reversed(homes):
+        kept |= {} if _is_at_home(home) else vars(home)
+    read = [each for each, kind in kept.items() if each in code.attributes and _is_plain(kind)]
     return f"reads {name}.{read[0]}" if read else ""
 
 
@@ -235,8 +248,6 @@ def _resolve_attributes(
             continue
         for child in children:
             yield from _methods(child, name)
-            if name in vars(child) and not isinstance(child, _ConvNd):
-                found.obstacles.append(f"reads {name!r} of a child")
 
 
 def _containers(block: nn.Module) -> Iterator[str]:
@@ -256,7 +267,7 @@ def _judge_attribute(name: str, value: Any, found: Fidelity) -> Iterator[types.F
     functions = list(_functions(value)) if callable(value) else []
     while isinstance(value, functools.partial):
         value = value.func
-    if not functions and not _is_at_home(value):
+    if not functions and not (callable(value) and _is_at_home(value)):
         found.obstacles.append(f"reads {name}, a {type(value).__name__}")
     yield from (each for each in functions if not _is_at_home(each))
 

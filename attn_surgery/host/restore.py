@@ -62,14 +62,15 @@ def put_back_afterwards(put_back: Callable[[], object]) -> Iterator[None]:
 @contextmanager
 def in_mode(modules: list[nn.Module], training: bool) -> Iterator[None]:
     """Let every module see ``self.training`` as ``training``; afterwards each its own again."""
-    modes = [module.training for module in modules]
+    # what is scripted keeps its mode elsewhere, and is not followed inside
+    modes = [(vars(module), module.training) for module in modules if "training" in vars(module)]
     try:
-        for module in modules:
-            vars(module)["training"] = training
+        for own, _ in modes:
+            own["training"] = training
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            vars(module)["training"] = mode
+        for own, mode in modes:
+            own["training"] = mode
 
 
 @contextmanager

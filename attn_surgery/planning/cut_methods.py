@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from attn_surgery.finding import ELSEWHERE, Finding, Step
@@ -22,8 +22,8 @@ from attn_surgery.rewriting import (
     is_graph_module,
 )
 
-Owners = Counter[nn.Module | None]
-"""How many modules hold each module as a child."""
+Owners = Mapping[nn.Module | None, Sequence[nn.Module]]
+"""The modules that hold each module as a child, once for each name."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,18 @@ def wrapping(finding: Finding, name: str, expression: Expression) -> Wrapping:
 
 def choose_method(finding: Finding, owners: Owners, forwards: Forwards) -> Method:
     """Decide how the site can be cut."""
+    if _is_complex(finding.block):
+        return Method("", finding.spot.step.name, reason="its maps are complex, attention is real")
     for step in (finding.spot.step, *finding.spot.alternatives):
         method = _method(finding, step, owners, forwards)
         if method.name == "rewrite":
             return method
     return _method(finding, finding.spot.step, owners, forwards)
+
+
+def _is_complex(block: nn.Module) -> bool:
+    convolutions = [each for each in block.modules() if isinstance(each, _ConvNd)]
+    return any(own.is_complex() for each in convolutions[-1:] for own in each.parameters())
 
 
 def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) -> Method:
@@ -114,7 +121,7 @@ def _swap(finding: Finding, slot: str, owners: Owners) -> Method:
     after, (holder, _, name) = finding.spot.step.name or "input", slot.rpartition(".")
     if slot == ELSEWHERE:
         reason = "its attention is held outside the block"
-    elif owners[finding.block.get_submodule(slot)] > 1:
+    elif len(owners.get(finding.block.get_submodule(slot), ())) > 1:
         reason = f"its attention {slot!r} is shared"
     else:
         return Method("swap", after, holder, slot=name)
@@ -152,7 +159,7 @@ def _holder_obstacle(finding: Finding, path: str, owners: Owners) -> str:
     if path == ELSEWHERE:
         return "the child is held outside the block"
     target = finding.block.get_submodule(path)
-    if owners[target] > 1:
+    if _is_shared(target, finding.block, owners):
         return f"{path!r} is shared"
     if parametrize.is_parametrized(target):
         return f"{path!r} is parametrized"
@@ -163,3 +170,12 @@ def _holder_obstacle(finding: Finding, path: str, owners: Owners) -> str:
     if has_entry(target) and runs_its_children(target):
         return f"{path!r} runs its own children"
     return ""
+
+
+def _is_shared(target: nn.Module, block: nn.Module, owners: Owners) -> bool:
+    """Tell whether others than the block may call a module; how often the block does, it tells."""
+    holders = owners.get(target, ())
+    if target is block:
+        return len(holders) > 1
+    inside = set(block.modules())
+    return any(each not in inside for each in holders)

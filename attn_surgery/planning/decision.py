@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from torch import nn
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finding import OUTPUT, Finding, Survey, survey
 from attn_surgery.host import spells_addition, undisturbed_randomness
-from attn_surgery.planning.cut_methods import Method, choose_method, insertion, wrapping
+from attn_surgery.planning.cut_methods import Method, Owners, choose_method, insertion, wrapping
 from attn_surgery.planning.request import Chosen, Request
 from attn_surgery.planning.rewritten_forwards import Forwards
 from attn_surgery.planning.sites import Plan, Site
@@ -102,7 +101,7 @@ def decide(model: nn.Module, request: Request) -> Decision:
     forwards = Forwards()
     with undisturbed_randomness(), modules_intercepted():
         found = survey(model, request.position, replacing=request.existing == "replace")
-        owners = Counter(child for module in model.modules() for child in module._modules.values())
+        owners = _owners(model)
         drafts = _once([_draft(each, owners, forwards) for each in found.findings])
     wanted, skipped = _wanted(drafts, request)
     wanted, clashing = _parted(wanted, forwards)
@@ -121,7 +120,15 @@ def decide(model: nn.Module, request: Request) -> Decision:
     return Decision(plan, tuple(cuts), _rewritten(cuts, forwards), found)
 
 
-def _draft(finding: Finding, owners: Counter[nn.Module | None], forwards: Forwards) -> _Draft:
+def _owners(model: nn.Module) -> Owners:
+    found: dict[nn.Module | None, list[nn.Module]] = {}
+    for module in model.modules():
+        for child in module._modules.values():
+            found.setdefault(child, []).append(module)
+    return found
+
+
+def _draft(finding: Finding, owners: Owners, forwards: Forwards) -> _Draft:
     shape, method = finding.shape, Method("", finding.spot.step.name, reason=finding.refusal)
     if not finding.refusal:
         method = choose_method(finding, owners, forwards)

@@ -146,14 +146,14 @@ class _Source:
             raise UnfaithfulError("it is given to the block")
         value = _node_of(flow, self.block, step)
         frames, inner = self._frames(flow, value)
-        frame = frames[-1]
         is_made_here = not inner or (step.kind == "child" and self._is_child(inner[0], step))
-        if not is_made_here or spot.in_place:
-            frame = _returning(flow, value, frames)
-            if frame is None:
-                called = "is called by a function outside of the block"
-                why = "changes it in place" if is_made_here else called
-                raise UnfaithfulError(f"{step.name!r} {why}")
+        frame = _returning(flow, value, frames)
+        if frame is None and is_made_here and not spot.in_place:
+            frame = frames[-1]
+        if frame is None:
+            called = "is called by a function outside of the block"
+            why = "changes it in place" if is_made_here else called
+            raise UnfaithfulError(f"{step.name!r} {why}")
         if not isinstance(frame.node, ast.expr):
             raise UnfaithfulError(f"{frame.text!r} has no value")
         return _Chosen(flow, value, frame.text, [frame.expression(frame.node)])
@@ -210,10 +210,13 @@ class _Source:
 
 
 def _returning(flow: Flow, value: fx.Node, frames: list[_Frame]) -> _Frame | None:
-    """Return the innermost place at which a call that made the value returns it, and no more."""
+    """Return the outermost place at which a call that made the value returns it, and no more.
+
+    Others than the block's own forward may call what it calls, and are to get no attention.
+    """
     chain = list(reversed(value.meta["place"]))
     tensors = [node for node in flow.nodes if flow.becomes(node, value)]
-    for depth in reversed(range(min(len(frames), len(chain) - 1))):
+    for depth in range(min(len(frames), len(chain) - 1)):
         place, function = frames[depth].place, chain[depth + 1][0]
         inside = [each for each in flow.value_users[value] if place in each.meta["place"]]
         if not inside and any(is_returned(each, place, function) for each in tensors):

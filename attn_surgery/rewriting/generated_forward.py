@@ -110,6 +110,8 @@ def _faithful_trace(module: nn.Module, training: bool) -> Trace:
         raise UnfaithfulError("writes on the module")
     if found.reentered:
         raise UnfaithfulError("its __call__ goes on to its forward, by hooks perhaps")
+    if found.foreign:
+        raise UnfaithfulError(f"reads {min(found.foreign)!r} of another module")
     if found.constants:
         raise UnfaithfulError("makes a tensor that a trace would freeze")
     return found

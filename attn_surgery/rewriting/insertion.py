@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from attn_surgery.dataflow import function_name, is_item_set
 from attn_surgery.finding import Step
+from attn_surgery.host import asks_for
 from attn_surgery.tracing import called_path
 
 PERMUTED = "permuted_for_attention"
@@ -244,7 +245,7 @@ def _makes(node: fx.Node, step: Step) -> bool:
 
 
 def free_name(holder: nn.Module, taken: Sequence[str] = ()) -> str:
-    """Return the first of ``attn``, ``attn_1``, ... that ``holder`` does not have."""
+    """Return the first of ``attn``, ``attn_1``, ... that ``holder`` neither has nor asks for."""
     number = 0
     while True:
         name = f"attn_{number}" if number else "attn"
@@ -255,4 +256,4 @@ def free_name(holder: nn.Module, taken: Sequence[str] = ()) -> str:
 
 def _has(holder: nn.Module, name: str) -> bool:
     own = (vars(holder), holder._modules, holder._parameters, holder._buffers)
-    return any(name in names for names in own) or hasattr(type(holder), name)
+    return any(name in names for names in own) or hasattr(holder, name) or asks_for(holder, name)

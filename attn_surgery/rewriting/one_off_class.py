@@ -63,16 +63,19 @@ _classes: WeakValueDictionary[object, type[nn.Module]] = WeakValueDictionary()
 
 
 def _identity(methods: dict[str, Any]) -> object:
-    """Return what tells generated methods apart: their text, and the objects that they name."""
+    """Return what tells generated methods apart: their code, and the objects that they know."""
     return tuple(
-        (name, method.__code__.co_filename, *_named_objects(method))
+        (name, method.__code__.co_filename, method.__code__, *_known_objects(method))
         for name, method in methods.items()
     )
 
 
-def _named_objects(method: Any) -> list[tuple[str, int]]:
-    known = method.__globals__
-    return [(name, id(known[name])) for name in method.__code__.co_names if name in known]
+def _known_objects(method: Any) -> list[tuple[str, int]]:
+    scope, code = method.__globals__, method.__code__
+    globals_ = [(name, id(scope[name])) for name in code.co_names if name in scope]
+    cells = zip(code.co_freevars, map(id, method.__closure__ or ()), strict=True)
+    defaults = [("", id(each)) for each in method.__defaults__ or ()]
+    return [*globals_, *cells, *defaults]
 
 
 def _body(

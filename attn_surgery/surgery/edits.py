@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.planning import Cut, Decision
 from attn_surgery.rewriting import (
@@ -70,13 +71,25 @@ def edits(decision: Decision, init: str, step: int) -> list[Edit]:
 
 
 def _built(cut: Cut, init: str) -> nn.Module:
-    tensors = (*cut.holder.parameters(), *cut.block.parameters(), *cut.block.buffers())
-    like = next((each for each in tensors if each.is_floating_point()), torch.empty(0))
+    like = _like_its_maps(cut)
     # the CPU's draws are the same for every host, whatever the default device is
     place = like.device if like.is_meta else torch.device("cpu")
     with place, nullcontext():  # an interrupt at the end would pass by the last of them
         attention = cut.chosen.build(cut.site, init)
     return attention.to(device=like.device, dtype=like.dtype).train(cut.block.training)
+
+
+def _like_its_maps(cut: Cut) -> torch.Tensor:
+    """Return a tensor of the device and the dtype that the maps at a place have.
+
+    They are those of a convolution: norms often are of another dtype than what they are given.
+    """
+    convolutions = [each for each in cut.block.modules() if isinstance(each, _ConvNd)]
+    tensors = (
+        *(own for each in reversed(convolutions) for own in each.parameters()),
+        *(*cut.holder.parameters(), *cut.block.parameters(), *cut.block.buffers()),
+    )
+    return next((each for each in tensors if each.is_floating_point()), torch.empty(0))
 
 
 def _prepare(edit: Edit, rewritten: Rewritten | None) -> None:

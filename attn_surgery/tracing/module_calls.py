@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 from torch.fx import _symbolic_trace
 
 from attn_surgery.host import put_back_afterwards
 
 
 class _AtWork(threading.local):
-    tracer: fx.Tracer | None = None
+    tracer: Any = None
 
 
 _at_work = _AtWork()
@@ -45,7 +45,7 @@ def modules_intercepted() -> Iterator[None]:
 
 
 @contextmanager
-def at_work(tracer: fx.Tracer) -> Iterator[None]:
+def at_work(tracer: Any) -> Iterator[None]:
     """Let the tracer be the one that is told."""
     before, _at_work.tracer = _at_work.tracer, tracer
     try:
@@ -77,7 +77,11 @@ def _read(original: Any) -> Any:
     @functools.wraps(original)
     def read(module: nn.Module, name: str) -> Any:
         value, tracer = original(module, name), _at_work.tracer
-        return value if tracer is None else tracer.getattr(name, value, {})
+        if tracer is None:
+            return value
+        if value is None:  # a parameter or a child that may be set later
+            tracer.foreign.note(module, name, value)
+        return tracer.getattr(name, value, {})
 
     setattr(read, _PATCHED, True)
     return read

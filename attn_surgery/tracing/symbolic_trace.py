@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         own = [each for each in root.modules() if each is root or not _is_torchs(each)]
         tracer.before = {each: Attributes(each) for each in own}
         try:
-            with returns_noted() if tracer.places and tracer.inline else nullcontext():
+            with _noted(tracer):
                 graph = tracer.trace(root)
         except Exception as error:
             if is_exhausted(error):
@@ -105,7 +105,15 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         constants=tracer.constants,
         reentered=tracer.reentered,
         lists_children=tracer.lists_children,
+        foreign=frozenset(tracer.foreign.names),
     )
+
+
+def _noted(tracer: Tracer) -> AbstractContextManager[None]:
+    """Note what the way asked for has to know besides the graph."""
+    if not tracer.inline:
+        return tracer.foreign.noted()
+    return returns_noted() if tracer.places else nullcontext()
 
 
 def _is_torchs(module: nn.Module) -> bool:

@@ -48,6 +48,8 @@ class Trace:
     """Whether the root's forward listed or counted its children."""
     reentered: bool = False
     """Whether a ``__call__`` of the root's own went on to its forward, hooks and all."""
+    foreign: frozenset[str] = frozenset()
+    """The names of values that were read off other modules, and are frozen in the graph."""
     constants: bool = False
     """Whether a tensor that forward made without looking at its input is baked in."""
 

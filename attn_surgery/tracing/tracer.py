@@ -28,6 +28,7 @@ from attn_surgery.host import (
     place_in_code,
 )
 from attn_surgery.tracing.einops_calls import called_for, is_layer_of_patterns
+from attn_surgery.tracing.foreign_reads import ForeignReads
 from attn_surgery.tracing.module_calls import at_work, modules_intercepted
 from attn_surgery.tracing.proxies import Value, Watched, is_primitive, listings_noted
 from attn_surgery.tracing.trace_graph import Call, baked_constant, note_owner
@@ -60,6 +61,7 @@ class Tracer(fx.Tracer):
         self.constants = False
         self.reentered = False
         self.lists_children = False
+        self.foreign = ForeignReads(root)
         self.before: dict[nn.Module, Attributes] = {}
         self.attribute_proxies: dict[int, fx.Proxy] = {}
         self.unusual: set[nn.Module] = set()

@@ -1,0 +1,292 @@
+"""Habits of code in the wild: what it does with names, dtypes, helpers and scripts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import attn_surgery
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.norm(self.b(torch.relu(self.a(x))))
+
+
+def calls(host: nn.Module, x: Tensor) -> int:
+    """Count how often a forward pass runs the one attention that there is."""
+    (attention,) = attn_surgery.inserted(host).values()
+    seen: list[object] = []
+    handle = attention.register_forward_hook(lambda *told: seen.append(told))
+    host(x)
+    handle.remove()
+    return len(seen)
+
+
+# A slot that nobody filled
+
+
+class Has(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.branch(x))
+        if hasattr(self, "attn"):
+            y = self.attn(y)
+        return x + y
+
+
+class Gets(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.branch(x))
+        attn = getattr(self, "attn", None)
+        return x + (y if attn is None else attn(y))
+
+
+class Tries(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.branch(x))
+        try:
+            return x + self.attn(y)
+        except AttributeError:
+            return x + y
+
+
+class Slotted(nn.Module):
+    """The branch of a block, with a slot of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(torch.relu(self.a(x)))
+        return self.attn(y) if hasattr(self, "attn") else y
+
+
+class Attached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slotted = Slotted()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.profiler.record_function("block"):
+            return x + self.slotted(x)
+
+
+@pytest.mark.parametrize("kind", [Has, Gets, Tries, Attached])
+def test_a_slot_of_the_hosts_stays_empty(kind):
+    host, x = kind().eval(), torch.randn(2, 8, 8, 8)
+    attn_surgery.apply(host, "se")
+    assert calls(host, x) == 1
+    assert all(path.endswith("attn_1") for path in attn_surgery.inserted(host))
+
+
+class Delegating(nn.Module):
+    """Hands what it does not know to a child, which has an ``attn``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Branch()
+        self.inner.attn = nn.Conv2d(8, 8, 1)
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.inner.attn(self.inner.branch(x)))
+
+
+def test_names_that_are_handed_to_a_child_are_taken():
+    host, x = Delegating().eval(), torch.randn(2, 8, 8, 8)
+    before = host(x)
+    attn_surgery.apply(host, "se", existing="stack")
+    assert torch.equal(host(x), before)
+    assert calls(host, x) == 1
+
+
+# The dtype of the map
+
+
+class CastingNorm(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).type(x.dtype)
+
+
+class Half(nn.Module):
+    """Convolutions in half precision between norms that are not."""
+
+    def __init__(self, *, ends_in_norm: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = CastingNorm(4, 8), CastingNorm(4, 8)
+        self.a, self.b = (nn.Conv2d(8, 8, 3, padding=1).bfloat16() for _ in range(2))
+        self.ends_in_norm = ends_in_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(functional.silu(self.norm1(x)))
+        if self.ends_in_norm:
+            return x + self.norm2(self.b(functional.silu(y)))
+        return x + self.b(functional.silu(self.norm2(y)))
+
+
+@pytest.mark.parametrize("ends_in_norm", [True, False])
+def test_attention_has_the_dtype_of_the_convolutions(ends_in_norm):
+    host, x = Half(ends_in_norm=ends_in_norm).eval(), torch.randn(2, 8, 8, 8).bfloat16()
+    before = host(x)
+    attn_surgery.apply(host, "se")
+    assert calls(host, x) == 1
+    assert torch.equal(host(x), before)
+
+
+def test_complex_maps_are_refused():
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Conv2d(8, 8, 3, padding=1, dtype=torch.cfloat) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.b(self.a(x) * torch.sigmoid(self.a(x).abs()))
+
+    (skipped,) = attn_surgery.plan(Complex(), "se").skipped
+    assert skipped.reason == "its maps are complex, attention is real"
+
+
+# Helpers that others call
+
+
+class Wrapped(Branch):
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Watching(nn.Module):
+    """Calls a helper of its block, besides the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Wrapped()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.block(x), self.block.branch(x).mean()
+
+
+def test_a_helper_stays_what_it_was_for_others():
+    host, x = Watching().eval(), torch.randn(2, 8, 8, 8)
+    attn_surgery.apply(host, "se")
+    assert calls(host, x) == 1
+
+
+# Layers that a block holds twice
+
+
+class Temporal(nn.Module):
+    """Its layers are attributes, and in a Sequential besides (Bai et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.relu1, self.drop1 = nn.Conv1d(8, 8, 3, padding=1), nn.ReLU(), nn.Dropout()
+        self.conv2, self.relu2, self.drop2 = nn.Conv1d(8, 8, 3, padding=1), nn.ReLU(), nn.Dropout()
+        self.net = nn.Sequential(
+            self.conv1, self.relu1, self.drop1, self.conv2, self.relu2, self.drop2
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.net(x) + x)
+
+
+def test_what_one_block_holds_twice_is_not_shared():
+    host, x = Temporal().eval(), torch.randn(2, 8, 16)
+    before = host(x)
+    attn_surgery.apply(host, "se")
+    assert calls(host, x) == 1
+    assert torch.equal(copy.deepcopy(host)(x), before)
+    attn_surgery.remove(host)
+    assert torch.equal(host(x), before)
+
+
+def test_what_two_blocks_hold_is_shared():
+    one, two = Temporal(), Temporal()
+    two.relu2 = two.net[4] = one.relu2
+    reasons = [each.reason for each in attn_surgery.plan(nn.Sequential(one, two), "se").skipped]
+    assert all("is shared" in reason for reason in reasons)
+    assert len(reasons) == 2
+
+
+# Branches that are not linear
+
+
+class Activated(Branch):
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.act(self.a(x)))
+
+
+NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "max of two": lambda h: torch.max(h, 0.1 * h),
+    "square": lambda h: h * h,
+    "filled": lambda h: h.masked_fill(h < 0, 0),
+    "spikes": lambda h: (h > 0).float(),
+    "threshold": lambda h: functional.threshold(h, 0.0, 0.0),
+    "atan": torch.atan,
+    "log sigmoid": functional.logsigmoid,
+    "heaviside": lambda h: torch.heaviside(h, h.new_zeros(1)),
+    "maxout": lambda h: torch.stack([h, -h]).amax(0),
+    "round": torch.round,
+}
+LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled": lambda h: 2 * h,
+    "summed": lambda h: h + 3 * h,
+    "mirrored": lambda h: h.flip(-1),
+    "cast": lambda h: h.to(torch.float32),
+}
+
+
+@pytest.mark.parametrize("act", NONLINEAR)
+def test_a_branch_is_not_linear(act):
+    assert len(attn_surgery.plan(Activated(NONLINEAR[act]), "se").sites) == 1
+
+
+@pytest.mark.parametrize("act", LINEAR)
+def test_a_branch_is_linear(act):
+    reasons = [each.reason for each in attn_surgery.plan(Activated(LINEAR[act]), "se").skipped]
+    assert "the branch is linear: no residual function" in reasons
+
+
+# Scripts
+
+
+@torch.jit.script
+def add_relu(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x + y)
+
+
+class Scripted(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        return add_relu(self.branch(x), x)
+
+
+def test_an_addition_that_is_scripted_is_told():
+    (skipped,) = attn_surgery.plan(nn.Sequential(Scripted()), "se").skipped
+    assert "TorchScript" in skipped.reason
+
+
+def test_a_plan_leaves_scripted_children_as_they_were():
+    host = Branch().eval()
+    host.a = torch.jit.script(host.a)
+    before = set(vars(host.a))
+    attn_surgery.plan(host, "se")
+    assert set(vars(host.a)) == before
