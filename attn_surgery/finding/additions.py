@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from attn_surgery.dataflow import Flow, Kind, argument, function_name
@@ -30,24 +29,17 @@ def additions(flow: Flow) -> Iterator[Addition]:
         kind, taker = flow.kind(node), node
         if kind is Kind.REDUCE and len(inputs) == 1 and _sums_up(flow, node, inputs[0]):
             taker, inputs = inputs[0], flow.inputs[inputs[0]]
-        elif kind not in _ADDING and not _adds_unseen(node):
+        elif kind not in _ADDING:
             continue
         if len(inputs) == 2:
-            yield Addition(node, (inputs[0], inputs[1]), taker, _ADDING.get(kind, _UNSEEN))
+            yield Addition(node, (inputs[0], inputs[1]), taker, _ADDING.get(kind, ""))
 
 
-_UNSEEN = "adds in a function that TorchScript compiled, which cannot be followed inside"
 _ADDING = {
     Kind.ADD: "",
     Kind.SUB: "subtracts: x - f(x) is no residual sum",
     Kind.LERP: "interpolates between x and f(x) by torch.lerp: no residual sum",
 }
-
-
-def _adds_unseen(node: fx.Node) -> bool:
-    """Tell whether the node calls a scripted function that adds."""
-    target = node.target
-    return isinstance(target, torch.jit.ScriptFunction) and "aten::add" in str(target.inlined_graph)
 
 
 def _sums_up(flow: Flow, node: fx.Node, stack: fx.Node) -> bool:

@@ -291,7 +291,15 @@ def _is_plain(value: Any) -> bool:
 
 def spells_addition(module: nn.Module) -> bool:
     """Tell whether the module's own forward adds anywhere, on any way through it."""
-    return any(adds(function) for function in _functions(entry(module)))
+    return any(adds(each) or _adds_by_script(each) for each in _functions(entry(module)))
+
+
+def _adds_by_script(function: types.FunctionType) -> bool:
+    """Tell whether it calls a function that TorchScript compiled, and that adds."""
+    scope = _scope(function)
+    named = (scope.get(name) for name in read(function.__code__).names)
+    scripted = (each for each in named if isinstance(each, torch.jit.ScriptFunction))
+    return any("aten::add" in str(each.inlined_graph) for each in scripted)
 
 
 def describe(obstacles: list[str]) -> str:
