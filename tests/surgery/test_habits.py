@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_slot_of_the_hosts_stays_empty(kind):
     host, x = kind().eval(), torch.randn(2, 8, 8, 8)
     attn_surgery.apply(host, "se")
     assert calls(host, x) == 1
-    assert all(path.endswith("attn_1") for path in attn_surgery.inserted(host))
+    assert "attn" not in attn_surgery.inserted(host)
 
 
 class Delegating(nn.Module):
@@ -218,6 +219,7 @@ def test_what_one_block_holds_twice_is_not_shared():
 def test_what_two_blocks_hold_is_shared():
     one, two = Temporal(), Temporal()
     two.relu2 = two.net[4] = one.relu2
+    two.drop2 = two.net[5] = one.drop2
     reasons = [each.reason for each in attn_surgery.plan(nn.Sequential(one, two), "se").skipped]
     assert all("is shared" in reason for reason in reasons)
     assert len(reasons) == 2
@@ -269,9 +271,12 @@ def test_a_branch_is_linear(act):
 # Scripts
 
 
-@torch.jit.script
 def add_relu(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.relu(x + y)
+
+
+with warnings.catch_warnings(action="ignore"):  # torch calls it deprecated
+    add_relu = torch.jit.script(add_relu)
 
 
 class Scripted(Branch):
@@ -286,7 +291,8 @@ def test_an_addition_that_is_scripted_is_told():
 
 def test_a_plan_leaves_scripted_children_as_they_were():
     host = Branch().eval()
-    host.a = torch.jit.script(host.a)
+    with warnings.catch_warnings(action="ignore"):
+        host.a = torch.jit.script(host.a)
     before = set(vars(host.a))
     attn_surgery.plan(host, "se")
     assert set(vars(host.a)) == before
