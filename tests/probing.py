@@ -97,3 +97,14 @@ def _site(probe: Probe) -> Site:
     origin = origin_of(probe)
     assert origin is not None
     return origin.site
+
+
+def calls(host: nn.Module, x: Tensor) -> int:
+    """Count how often a forward pass runs attention."""
+    seen: list[object] = []
+    attentions = attn_surgery.inserted(host).values()
+    handles = [each.register_forward_hook(lambda *told: seen.append(told)) for each in attentions]
+    host(x)
+    for handle in handles:
+        handle.remove()
+    return len(seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,15 +25,15 @@ class Addition:
 
 
 def additions(flow: Flow) -> Iterator[Addition]:
-    """Yield the steps that make one tensor of two as an addition does, in order."""
+    """Yield the steps that add two tensors, once for any two of those that are stacked for it."""
     for node, inputs in flow.inputs.items():
         kind, taker = flow.kind(node), node
         if kind is Kind.REDUCE and len(inputs) == 1 and _sums_up(flow, node, inputs[0]):
             taker, inputs = inputs[0], flow.inputs[inputs[0]]
         elif kind not in _ADDING:
             continue
-        if len(inputs) == 2:
-            yield Addition(node, (inputs[0], inputs[1]), taker, _ADDING.get(kind, ""))
+        for pair in itertools.combinations(inputs, 2):
+            yield Addition(node, pair, taker, _ADDING.get(kind, ""))
 
 
 _ADDING = {

@@ -7,6 +7,7 @@ sum is one of maps ``(N, C, *spatial)`` (He et al. 2015, arXiv:1512.03385, secti
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -56,19 +57,31 @@ def residuals(flow: Flow) -> list[Residual]:
 
 
 def _recognise(flow: Flow, addition: Addition) -> Residual | None:
-    a, b = addition.operands
-    readings = [_read(flow, addition, a, b), _read(flow, addition, b, a)]
-    known = [reading for reading in readings if reading is not None]
-    found = min(known, key=lambda reading: bool(reading.refusal), default=None)
-    if found is None or not addition.refusal:
+    found = _best_reading(flow, addition)
+    if found is None:
+        one_of_several = _best_reading(flow, addition, owner(addition.node))
+        return one_of_several if one_of_several and not one_of_several.refusal else None
+    if not addition.refusal:
         return found
     # whatever else may be wrong with it, it is no sum
     return None if found.refusal else replace(found, refusal=addition.refusal)
 
 
-def _read(flow: Flow, added: Addition, shortcut: fx.Node, branch: fx.Node) -> Residual | None:
-    """Read the addition with the first operand as S and the second as F."""
-    addition, found = added.node, find_fork(flow, shortcut, branch)
+def _best_reading(flow: Flow, addition: Addition, adder: Call | None = None) -> Residual | None:
+    a, b = addition.operands
+    readings = [_read(flow, addition, a, b, adder), _read(flow, addition, b, a, adder)]
+    known = [reading for reading in readings if reading is not None]
+    return min(known, key=lambda reading: bool(reading.refusal), default=None)
+
+
+def _read(
+    flow: Flow, added: Addition, shortcut: fx.Node, branch: fx.Node, adder: Call | None
+) -> Residual | None:
+    """Read the addition with the first operand as S and the second as F.
+
+    Where ``adder`` is given, other branches may have been added to S in that call.
+    """
+    addition, found = added.node, find_fork(flow, shortcut, branch, adder)
     if found is None:
         return None
     steps = list(flow.between(found.fork, branch))
@@ -128,10 +141,27 @@ def _spreads(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> bool:
 
 def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
     """Walk back from F's operand over what only scales or drops, to where F itself ends."""
-    node = branch
-    while (before := _unscaled(flow, node, adder)) is not None:
-        node = before
-    return node
+    passed = [branch]
+    while (before := _unscaled(flow, passed[-1], adder)) is not None:
+        passed.append(before)
+    return _handed_out(flow, passed, adder)
+
+
+def _handed_out(flow: Flow, passed: list[fx.Node], adder: Call) -> fx.Node:
+    """Return the last of the passed steps, or, where a child computes it, what the child returns.
+
+    That is so where the child but casts or copies it: a norm in float32 that returns its input's
+    dtype is a norm, and its inside is no matter of the block's.
+    """
+    end = passed[-1]
+    if flow.trace.called_module(end) is not None:
+        return end
+    unchanged = set(
+        itertools.takewhile(lambda each: flow.kind(each) is Kind.IDENTITY, passed[-2::-1])
+    )
+    calls = itertools.takewhile(lambda call: call not in adder.lineage(), owner(end).lineage())
+    returned = [call.node for call in calls if call.node in unchanged]
+    return returned[-1] if returned else end
 
 
 def _end_before_permutation(flow: Flow, end: fx.Node, adder: Call) -> fx.Node | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from attn_surgery.dataflow import Flow, Kind, slices_channels
+from attn_surgery.tracing import Call, owner
 
 _LINEAR_STEPS = {
     Kind.CONV,
@@ -46,23 +48,65 @@ class Shortcut:
         """The tensor that both operands are computed from."""
         return self.steps[-1]
 
+    def after(self, later: Shortcut) -> Shortcut:
+        """Return the whole way back, of which this is the earlier part."""
+        return Shortcut(
+            later.steps + self.steps,
+            later.convolutions + self.convolutions,
+            later.upsamples or self.upsamples,
+            later.is_part or self.is_part,
+        )
 
-def find_fork(flow: Flow, shortcut: fx.Node, branch: fx.Node) -> Shortcut | None:
-    """Walk back from S through linear steps to the nearest tensor that F is computed from, too."""
+
+def find_fork(
+    flow: Flow, shortcut: fx.Node, branch: fx.Node, adder: Call | None = None
+) -> Shortcut | None:
+    """Walk back from S through linear steps to the nearest tensor that F is computed from, too.
+
+    Args:
+        flow: The trace.
+        shortcut: The operand S.
+        branch: The operand F.
+        adder: The call in which other branches of that tensor may have been added to S before, as
+            in ``x + f(x) + g(x)``.
+    """
+    return _find_fork(flow, shortcut, branch, adder, set())
+
+
+def _find_fork(
+    flow: Flow, shortcut: fx.Node, branch: fx.Node, adder: Call | None, seen: set[fx.Node]
+) -> Shortcut | None:
     steps, convolutions, upsamples, is_part = [shortcut], 0, False, False
     while True:
         node = steps[-1]
         if node is not branch and flow.depends(branch, node):
             return Shortcut(tuple(steps), convolutions, upsamples, is_part)
-        kind = flow.kind(node)
-        if kind not in _LINEAR_STEPS or len(flow.inputs[node]) != 1:
+        kind, taken = flow.kind(node), flow.inputs[node]
+        if kind not in _LINEAR_STEPS or node in seen:
+            return None
+        seen.add(node)
+        if kind is Kind.ADD and len(taken) == 2 and owner(node) is adder:
+            before = _beside_a_branch(flow, taken, branch, adder, seen)
+            return before and before.after(Shortcut(tuple(steps), convolutions, upsamples, is_part))
+        if len(taken) != 1:
             return None
         convolutions += kind in (Kind.CONV, Kind.LINEAR) or (
             kind is Kind.UPSAMPLE and flow.operations[node].convolution is not None
         )
         upsamples |= kind is Kind.UPSAMPLE
         is_part |= takes_part(flow, node)
-        steps += flow.inputs[node]
+        steps += taken
+
+
+def _beside_a_branch(
+    flow: Flow, summands: Sequence[fx.Node], branch: fx.Node, adder: Call | None, seen: set[fx.Node]
+) -> Shortcut | None:
+    """Return the shortcut that is one of two summands, if the other is a branch of its fork."""
+    for one, other in (summands, reversed(summands)):
+        found = _find_fork(flow, one, branch, adder, seen)
+        if found is not None and not found.convolutions and flow.depends(other, found.fork):
+            return found
+    return None
 
 
 def takes_part(flow: Flow, node: fx.Node) -> bool:

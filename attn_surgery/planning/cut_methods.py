@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
 from attn_surgery.finding import ELSEWHERE, Finding, Step
 from attn_surgery.host import has_entry, runs_its_children
@@ -161,8 +160,6 @@ def _holder_obstacle(finding: Finding, path: str, owners: Owners) -> str:
     target = finding.block.get_submodule(path)
     if _is_shared(target, finding.block, owners):
         return f"{path!r} is shared"
-    if parametrize.is_parametrized(target):
-        return f"{path!r} is parametrized"
     if isinstance(target, torch.jit.ScriptModule):
         return f"{path!r} is scripted"
     if isinstance(target, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(target):

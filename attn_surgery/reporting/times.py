@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -158,14 +159,16 @@ def _timed_sites(
     costs: Sequence[SiteCost], times: Mapping[str, Mapping[str, PartTimes]]
 ) -> Iterator[SiteCost]:
     """Yield the costs of blocks, with the times of the attentions in each."""
+    blocks: dict[str, set[str]] = defaultdict(set)
     for cost in costs:
-        blocks = {
-            each.block
-            for each in costs
-            if each.attention == cost.attention and each.block is not None
-        }
-        parts = times.get(cost.attention, {})
-        inside = [each for path, each in parts.items() if innermost(path, blocks) == cost.block]
+        if cost.block is not None:
+            blocks[cost.attention].add(cost.block)
+    parts: dict[tuple[str, str | None], list[PartTimes]] = defaultdict(list)
+    for attention, timed in times.items():
+        for path, each in timed.items():
+            parts[attention, innermost(path, blocks[attention])].append(each)
+    for cost in costs:
+        inside = parts[cost.attention, cost.block]
         yield replace(
             cost,
             warm_ms=sum(each.warm_ms for each in inside) if inside else None,

@@ -9,6 +9,7 @@ The module stays the object that it was and gets a one-off class, which knows wh
 """
 
 from attn_surgery.rewriting.alteration import Alteration, alteration_of, as_host, set_class
+from attn_surgery.rewriting.derived_classes import class_beneath
 from attn_surgery.rewriting.expressions import expression_of
 from attn_surgery.rewriting.generated_forward import Original, Rewritten, original
 from attn_surgery.rewriting.graph_module import (
@@ -51,6 +52,7 @@ __all__ = [
     "alteration_of",
     "as_host",
     "change_class",
+    "class_beneath",
     "expression_of",
     "free_name",
     "give_back",

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from attn_surgery.rewriting.derived_classes import rebased
 from attn_surgery.rewriting.insertion import Insertion
 from attn_surgery.rewriting.replaced_modules import all_replaced, back_for_a_while, in_order
 from attn_surgery.rewriting.wrapped_source import Wrapping
@@ -86,7 +87,7 @@ def in_host_class(module: nn.Module, done: Alteration) -> Iterator[None]:
     try:
         if patched is not None:
             own["forward"] = patched
-        set_class(module, done.base)
+        set_class(module, host_class(module, done))
         yield
     finally:
         set_class(module, operated)
@@ -114,7 +115,7 @@ def twin(module: nn.Module, done: Alteration) -> nn.Module:
 
     What happens to the twin's children does not happen to those of the module.
     """
-    found = object.__new__(done.base)
+    found = object.__new__(host_class(module, done))
     vars(found).update(vars(module))
     children = ((n, each) for n, each in module._modules.items() if n not in done.attentions)
     vars(found)["_modules"] = type(module._modules)(children)
@@ -128,7 +129,16 @@ def alteration_in(module: nn.Module) -> Alteration:
     return type(module)._surgery  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def class_of_surgery(module: nn.Module) -> type[nn.Module]:
+    """Return the one-off class of ``module``, which others may have derived from since."""
+    return next(cls for cls in type(module).__mro__ if "_surgery" in vars(cls))
+
+
+def host_class(module: nn.Module, done: Alteration) -> type[nn.Module]:
+    """Return the class that ``module`` would have without the surgery."""
+    return rebased(type(module), class_of_surgery(module), done.base)
+
+
 def host_view(module: nn.Module) -> Any:
     """Return ``super()`` as the one-off class of ``module`` would, however it was subclassed."""
-    operated = next(cls for cls in type(module).__mro__ if "_surgery" in vars(cls))
-    return super(operated, module)
+    return super(class_of_surgery(module), module)

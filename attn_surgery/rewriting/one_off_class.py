@@ -23,7 +23,10 @@ from attn_surgery.rewriting.alteration import (
     HOST_FORWARD,
     Alteration,
     alteration_in,
+    alteration_of,
     as_host,
+    class_of_surgery,
+    host_class,
     host_view,
     in_host_class,
     set_class,
@@ -31,6 +34,7 @@ from attn_surgery.rewriting.alteration import (
 )
 from attn_surgery.rewriting.attached_forward import passing_on
 from attn_surgery.rewriting.containers import container_methods
+from attn_surgery.rewriting.derived_classes import class_beneath, rebased
 from attn_surgery.rewriting.generated_forward import original
 from attn_surgery.rewriting.hooks import listening
 from attn_surgery.rewriting.insertion import UnfaithfulError
@@ -167,7 +171,9 @@ def _listening(module: nn.Module, done: Alteration) -> dict[str, Any]:
 
 def change_class(module: nn.Module, operated: type[nn.Module]) -> None:
     """Give ``module`` its one-off class; a forward patched on the instance steps aside."""
-    set_class(module, operated)
+    now = type(module)
+    before = class_beneath(now) if alteration_of(module) is None else class_of_surgery(module)
+    set_class(module, rebased(now, before, operated))
     if _is_patched(module, operated) and "forward" in vars(module):
         vars(module)[HOST_FORWARD] = vars(module).pop("forward")
 
@@ -180,23 +186,9 @@ def give_back(module: nn.Module) -> None:
         replaced = None if attention is None else replaced_by(attention)
         if attention is not None and replaced is not None and not replaced.is_slot:
             put_back(module, replaced, attention)
-    set_class(module, _without_surgery(type(module)))
+    set_class(module, host_class(module, done))
     if HOST_FORWARD in vars(module):
         vars(module)["forward"] = vars(module).pop(HOST_FORWARD)
-
-
-def _without_surgery(cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the host's class, and on it again what others derived from the one-off class since."""
-    if "_surgery" in vars(cls):
-        return vars(cls)["_surgery"].base
-    body = {name: value for name, value in vars(cls).items() if name not in _CLASS_STATE}
-    base = _without_surgery(cls.__bases__[0])
-    return types.new_class(
-        cls.__name__, (base, *cls.__bases__[1:]), exec_body=lambda scope: scope.update(body)
-    )
-
-
-_CLASS_STATE = ("__dict__", "__weakref__")
 
 
 # Methods of every one-off class.
@@ -246,5 +238,5 @@ def _again(module: nn.Module, done: Alteration, attentions: dict[str, nn.Module]
     for name, attention in attentions.items():
         if name not in module._modules:
             module.add_module(name, attention)
-    renew(module, replace(done, base=type(module)))
+    renew(module, replace(done, base=class_beneath(type(module))))
     return module

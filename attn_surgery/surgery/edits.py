@@ -20,6 +20,7 @@ from attn_surgery.rewriting import (
     alteration_of,
     as_host,
     change_class,
+    class_beneath,
     graph_with_attention,
     is_graph_module,
     operated_class,
@@ -97,7 +98,7 @@ def _prepare(edit: Edit, rewritten: Rewritten | None) -> None:
     module, insertions = edit.module, tuple(edit.insertions)
     if is_graph_module(module):
         edit.graph, insertions = graph_with_attention(module, edit.insertions), ()
-    done = alteration_of(module) or Alteration(type(module))
+    done = alteration_of(module) or Alteration(class_beneath(type(module)))
     done = replace(
         done,
         insertions=(*done.insertions, *insertions),

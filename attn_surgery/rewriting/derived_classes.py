@@ -1,0 +1,33 @@
+"""Classes that others derived for one module: parametrized ones, sharded ones.
+
+torch gives a module of its own a subclass of its class, too. What such a class adds stays on top of
+whatever surgery changes below it, so that torch finds it where it put it.
+"""
+
+from __future__ import annotations
+
+import types
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+def class_beneath(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that a parametrized module's was derived from; any other as it is."""
+    while cls.__module__ == parametrize.__name__:
+        (cls,) = cls.__bases__
+    return cls
+
+
+def rebased(cls: type[nn.Module], old: type[nn.Module], new: type[nn.Module]) -> type[nn.Module]:
+    """Return what ``cls`` would be had it been derived from ``new`` instead of ``old``."""
+    if cls is old:
+        return new
+    if not issubclass(cls, old):
+        return cls
+    bases = tuple(rebased(each, old, new) for each in cls.__bases__)
+    body = {name: value for name, value in vars(cls).items() if name not in _CLASS_STATE}
+    return types.new_class(cls.__name__, bases, exec_body=lambda scope: scope.update(body))
+
+
+_CLASS_STATE = ("__dict__", "__weakref__")
