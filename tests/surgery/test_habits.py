@@ -287,3 +287,72 @@ def test_a_plan_leaves_scripted_children_as_they_were():
     before = set(vars(host.a))
     attn_surgery.plan(host, "se")
     assert set(vars(host.a)) == before
+
+
+# Sums of more than two
+
+
+class Both(nn.Module):
+    """Two branches of one tensor, added to it at once."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.p, self.q = (
+            nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1))
+            for _ in "pq"
+        )
+        self.add = add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x, self.p(x), self.q(x))
+
+
+SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "shortcut first": lambda x, p, q: x + p + q,
+    "shortcut between": lambda x, p, q: p + x + q,
+    "sum": lambda x, p, q: sum([x, p, q]),  # pyright: ignore
+    "stack": lambda x, p, q: torch.stack([x, p, q]).sum(0),
+    "scaled": lambda x, p, q: 0.5 * (x + p) + q,
+}
+
+
+@pytest.mark.parametrize("add", SUMS)
+def test_each_branch_that_is_added_is_a_site(add: str) -> None:
+    host, x = Both(SUMS[add]).eval(), torch.randn(2, 8, 6, 6)
+    assert {each.after for each in attn_surgery.plan(host, "se").sites} == {"p", "q"}
+    expected = host(x)
+    attn_surgery.apply(host, "se")
+    assert torch.equal(host(x), expected)
+    assert calls(host, x) == 2
+
+
+def test_a_sum_of_branches_is_one() -> None:
+    host = Both(lambda x, p, q: p + q + x)
+    assert [each.after for each in attn_surgery.plan(host, "se").sites] == ["add"]
+
+
+def test_a_second_branch_of_something_else_is_none() -> None:
+    host = Both(lambda x, p, q: (p + x.mean((2, 3), keepdim=True).relu()) + q)
+    assert not attn_surgery.plan(host, "se").sites
+
+
+# Norms that cast
+
+
+class Norm32(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).type(x.dtype)
+
+
+@pytest.mark.parametrize("cast", [lambda h: h, lambda h: h.float(), lambda h: h.contiguous()])
+def test_a_child_that_casts_is_the_end(cast: Callable[[Tensor], Tensor]) -> None:
+    class Casting(Branch):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = Norm32(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + cast(self.branch(x))
+
+    (site,) = attn_surgery.plan(nn.Sequential(Casting()), "se").sites
+    assert (site.block, site.after) == ("0", "norm")
