@@ -7,6 +7,8 @@ whatever surgery changes below it, so that torch finds it where it put it.
 from __future__ import annotations
 
 import types
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -20,14 +22,28 @@ def class_beneath(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def rebased(cls: type[nn.Module], old: type[nn.Module], new: type[nn.Module]) -> type[nn.Module]:
-    """Return what ``cls`` would be had it been derived from ``new`` instead of ``old``."""
+    """Return what ``cls`` would be had it been derived from ``new`` instead of ``old``.
+
+    The way back leads to the very class that one came from, if it adds the same as then.
+    """
     if cls is old:
         return new
     if not issubclass(cls, old):
         return cls
-    bases = tuple(rebased(each, old, new) for each in cls.__bases__)
-    body = {name: value for name, value in vars(cls).items() if name not in _CLASS_STATE}
-    return types.new_class(cls.__name__, bases, exec_body=lambda scope: scope.update(body))
+    bases, body = tuple(rebased(each, old, new) for each in cls.__bases__), _body(cls)
+    before = _came_from.get(cls)
+    if before is not None and (before.__bases__, _body(before)) == (bases, body):
+        return before
+    made = types.new_class(cls.__name__, bases, exec_body=lambda scope: scope.update(body))
+    _came_from[made] = cls
+    return made
+
+
+_came_from: WeakKeyDictionary[type[nn.Module], type[nn.Module]] = WeakKeyDictionary()
+
+
+def _body(cls: type[nn.Module]) -> dict[str, Any]:
+    return {name: value for name, value in vars(cls).items() if name not in _CLASS_STATE}
 
 
 _CLASS_STATE = ("__dict__", "__weakref__")
