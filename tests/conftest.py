@@ -1,6 +1,12 @@
-"""One thread per test process: small tensors gain nothing from more, and workers share cores."""
+"""Which tests run by default: a sample of the large grids, and what an accelerator needs, with one.
+
+One thread per test process: small tensors gain nothing from more, and workers share cores.
+"""
 
 from __future__ import annotations
+
+import zlib
+from collections import defaultdict
 
 import pytest
 import torch
@@ -8,11 +14,28 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs an accelerator where there is none."""
+    """Leave most of each sampled grid to ``slow``; skip what needs an accelerator without one."""
+    grids: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            grids[item.nodeid.partition("[")[0]].append(item)
+    for grid in grids.values():
+        _leave_to_slow(grid)
     if torch.accelerator.current_accelerator(check_available=True) is not None:
         return
     skip = pytest.mark.skip(reason="no accelerator on this machine")
     for item in items:
         if item.get_closest_marker("accelerator"):
             item.add_marker(skip)
+
+
+def _leave_to_slow(grid: list[pytest.Item]) -> None:
+    """Mark all but one in so many of a test's cases as slow, always the same, mixed well."""
+    mark = grid[0].get_closest_marker("sampled")
+    assert mark is not None
+    mixed = sorted(grid, key=lambda item: zlib.crc32(item.nodeid.encode()))
+    kept = -(-len(grid) // mark.args[0])
+    for item in mixed[kept:]:
+        item.add_marker(pytest.mark.slow)

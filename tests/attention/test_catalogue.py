@@ -142,6 +142,7 @@ class TestCitizenship:
         x = a_map()
         assert same_bits(remake(attention)(x), attention(x))
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -157,6 +158,7 @@ class TestCitizenship:
             assert same_bits(torch.jit.load(buffer)(x), expected)
             assert same_bits(torch.fx.symbolic_trace(copy.deepcopy(attention))(x), expected)
 
+    @pytest.mark.sampled(3)
     def test_export_and_compile(self, variant: str, init: str):
         attention = perturbed(made(variant, init=init)).eval()
         x = a_map()

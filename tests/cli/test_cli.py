@@ -167,6 +167,7 @@ def test_an_attention_that_goes_nowhere_is_status_1(capsys):
     assert "torchvision/vgg11 + se: nothing inserted" in out
 
 
+@pytest.mark.slow
 def test_raft_and_detection(capsys):
     models = ["torchvision/raft_small", "torchvision/ssdlite320_mobilenet_v3_large"]
     status, out, err = report(capsys, *models, "--attention", "se")

@@ -82,6 +82,7 @@ def built(family: str) -> nn.Module:
     return FAMILIES[family].host()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("attention", "position", "family"), list(grid()))
 def test_nothing_is_disturbed_anywhere(attention: str, position: str, family: str) -> None:
     host, arguments = copy.deepcopy(built(family)), (FAMILIES[family].input(),)
@@ -110,6 +111,7 @@ def test_nothing_is_disturbed_anywhere(attention: str, position: str, family: st
     assert same(evaluate(host, arguments), outputs)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("family", "position"),
     [
@@ -734,6 +736,7 @@ class Around(nn.Module):
         return out
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "way", ["once", "argument again", pytest.param("twice", marks=pytest.mark.slow)]
 )
@@ -939,6 +942,7 @@ SLOW_TO_PLAN = {"torchvision/mvit_v2_s", "timm/mobilenetv5_300m_enc", "timm/mvit
 DEFAULT = zoo.first_of_families(6) - SLOW_TO_PLAN
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "name",
     [

@@ -26,6 +26,7 @@ FOREIGN = {
 FAST = zoo.first_of_families(9)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "name",
     [
@@ -37,6 +38,7 @@ def test_zoo(name: str):
     _check(name, probed(zoo.build(name)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name",
     [

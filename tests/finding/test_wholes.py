@@ -26,6 +26,7 @@ SAMPLE = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "name",
     [

@@ -21,6 +21,7 @@ def golden(name: str) -> zoo.Entry:
 FAST = zoo.first_of_families() & set(INSTALLED)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "name",
     [

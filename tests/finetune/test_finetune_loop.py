@@ -225,6 +225,7 @@ def folder_recipe(tmp_path, **changes):
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_image(tmp_path, workers):
     root = write_folder(tmp_path / "data")

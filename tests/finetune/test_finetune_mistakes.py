@@ -136,6 +136,7 @@ def test_results_are_json_by_the_book(tmp_path):
 # Images
 
 
+@pytest.mark.slow
 def test_corrupt_images_end_the_program_with_workers_too(tmp_path):
     root = write_folder(tmp_path / "data")
     data = of_folder(root, workers=2)
@@ -342,6 +343,7 @@ def test_two_runs_in_one_folder(tmp_path, monkeypatch):
     assert run_recipe(tiny(tmp_path)) is not None
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("file", ["metrics.json", "last.safetensors"])
 def test_a_file_of_a_finished_run_that_is_lost(tmp_path, file):
     run_recipe(tiny(tmp_path))

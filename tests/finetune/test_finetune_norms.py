@@ -168,6 +168,7 @@ def both(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_do_what_one_does(both, name):
     case = CASES[name]

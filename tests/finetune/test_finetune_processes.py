@@ -162,6 +162,7 @@ def test_two_processes_stop_together(tmp_path, recipe_file):
     assert_alike(two, one)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_divided(tmp_path):
     odd = {**FROZEN, "data": within("data", batch_size=33)}
     path = write_recipe(tmp_path / "odd.toml", odd)

@@ -103,6 +103,7 @@ def write_coco(root: Path, images: int = 2) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_detection(tmp_path):
     pytest.importorskip("pycocotools")
     root = write_coco(tmp_path / "coco", images=3)

@@ -66,7 +66,8 @@ def test_killed_again_and_again(tmp_path, recipe_file, reference, name):
     assert_same(weights(output), reference)
 
 
-@pytest.mark.parametrize("amp", [pytest.param("no", marks=pytest.mark.slow), "bf16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["no", "bf16"])
 def test_a_machine_that_goes_again_and_again(tmp_path, monkeypatch, amp):
     """The process dies after every third checkpoint."""
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"

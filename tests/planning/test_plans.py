@@ -393,6 +393,7 @@ def stage_cases() -> list[Any]:
     return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "more", "expected"), stage_cases())
 def test_stages(name: str, more: dict[str, Any], expected: list[list[str]]) -> None:
     host = model(name)

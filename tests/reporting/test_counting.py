@@ -73,6 +73,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_counters(name):
     size = (3, 96, 96) if name != "inception_v3" else (3, 128, 128)
@@ -389,6 +390,7 @@ FEWER = {name for name in DETECTION if "fasterrcnn_mobilenet" in name} | {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", DETECTION)
 def test_detection(name):
     published = torchvision.models.get_model_weights(name)["DEFAULT"].meta["_ops"]

@@ -107,6 +107,7 @@ def spin(stop: Any) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_really_busy() -> None:
     """As many other processes as there are cores, and one more."""
     context = multiprocessing.get_context("spawn")

@@ -72,6 +72,7 @@ def costs(result, field):
     return {n: tuple(r[field] for r in result["rows"] if r["model"] == n) for n in names}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("table", COMMANDS)
 @pytest.mark.parametrize("field", ["attention", "sites", "params", "macs"])
 def test_golden(counted, table, field):

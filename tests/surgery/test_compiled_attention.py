@@ -54,6 +54,7 @@ def operated(attention: str = "cbam") -> nn.Module:
     return host
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("attention", ["se", "cbam", "eca", "scse", "triplet"])
 def test_the_function_is_the_same_and_alike_is_compiled_once(
     graphs: list[int], attention: str
@@ -79,6 +80,7 @@ def test_the_function_is_the_same_and_alike_is_compiled_once(
 no_leaf = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
+@pytest.mark.slow
 @no_leaf
 def test_gradients(graphs: list[int]) -> None:
     plain, compiled = operated(), attn_surgery.compile_attention(operated(), backend="aot_eager")
@@ -132,6 +134,7 @@ def test_surgery_goes_on(graphs: list[int]) -> None:
     assert sum("forward" in vars(each) for each in attn_surgery.inserted(host).values()) == 8
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize(

@@ -296,6 +296,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("verb", "name"), CASES)
 def test_a_fault_at_any_line_leaves_the_host_as_it_was(verb, name, tmp_path):
     tries = Tries(verb, name, tmp_path)

@@ -45,6 +45,7 @@ def test_many_generated(recipe: Recipe):
     check(recipe)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "name",
     [

@@ -140,6 +140,7 @@ def itself(host: nn.Module) -> list[Any]:
     return [host]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("do", DONE)
 @pytest.mark.parametrize("name", HOSTS)
 def test_models_go_with_the_collector_off(name, do):
@@ -151,6 +152,7 @@ def test_a_network_of_many_blocks_goes_with_the_collector_off(do):
     assert left(watched(resnet18, do)) == []
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("do", DONE)
 @pytest.mark.parametrize("name", IN_CYCLES)
 def test_models_that_wait_for_the_collector_by_themselves_go_with_it(name, do):

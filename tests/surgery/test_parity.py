@@ -55,6 +55,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("plain", "native"), SE_PAIRS, ids=lambda name: name)
 def test_squeeze_and_excitation_as_timm_builds_it(plain, native):
     torch.manual_seed(0)
@@ -62,6 +63,7 @@ def test_squeeze_and_excitation_as_timm_builds_it(plain, native):
     check_same_network(host, shaken(timm.create_model(native)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CBAM_HOSTS)
 def test_cbam_as_timm_builds_it(name):
     torch.manual_seed(0)

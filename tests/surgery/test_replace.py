@@ -271,6 +271,7 @@ def test_copies_and_files(spelling: str) -> None:
         assert torch.equal(run(each, x), expected)
 
 
+@pytest.mark.sampled(3)
 @spellings
 def test_script_and_export(spelling: str) -> None:
     model, x = replace(net(spelling), init="paper"), images()

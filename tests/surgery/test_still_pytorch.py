@@ -295,6 +295,7 @@ def scenarios() -> Iterator[Any]:
             yield pytest.param(case, change, id=f"{name}-{i}" if i else name)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(("case", "change"), [*scenarios()])
 def test_python_values_mean_what_they_meant(case: Case, change: Change, training: bool) -> None:
@@ -390,6 +391,7 @@ def test_an_assertion_stays() -> None:
     assert_same(see(host, call()), see(operated, call()))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(("case", "change"), [*scenarios()])
 def test_the_attention_acts_for_every_python_value(
@@ -525,6 +527,7 @@ if not PICKLES_ANNOTATIONS:
     NOT_PICKLED |= {"graph_module", "graph_module_root"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("remake", COPIES)
 def test_copies(name: str, host: nn.Module, operated: nn.Module, remake: str) -> None:
     if name in NOT_PICKLED and remake not in ("deepcopy", "deepcopy_of_deepcopy"):
@@ -669,6 +672,7 @@ def cannot(host: nn.Module, do: Callable[[nn.Module], object]) -> None:
         do(host)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of dynamo's
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_compile(name: str, host: nn.Module, operated: nn.Module, training: bool) -> None:
@@ -680,6 +684,7 @@ def test_compile(name: str, host: nn.Module, operated: nn.Module, training: bool
     assert torch.equal(run(once, pictures(), training), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name", ["plain", "functional_end", "modes", "flag", "graph_module"], indirect=True
 )
@@ -733,6 +738,7 @@ def test_compiled_models_follow_the_mode() -> None:
         assert torch.equal(run(both, pictures(), training), expected)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_export(name: str, host: nn.Module, operated: nn.Module, strict: bool) -> None:
@@ -754,6 +760,7 @@ NOT_SCRIPTED = {
 legacy = pytest.mark.filterwarnings("ignore:`torch.jit")  # of another category in 2.11
 
 
+@pytest.mark.sampled(3)
 @legacy
 @pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
 def test_script(name: str, host: nn.Module, operated: nn.Module) -> None:
@@ -767,6 +774,7 @@ def test_script(name: str, host: nn.Module, operated: nn.Module) -> None:
         assert torch.equal(run(scripted, pictures(), training), run(twin, pictures(), training))
 
 
+@pytest.mark.sampled(3)
 @legacy
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -870,6 +878,7 @@ def accepted(module: nn.Module) -> list[tuple[str, Any, Any]]:
 # Devices, dtypes, layouts, modes
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("first", ["dtype", "surgery"])
 def test_dtypes(host: nn.Module, name: str, dtype: torch.dtype, first: str) -> None:
@@ -968,6 +977,7 @@ def test_replicas(operated: nn.Module) -> None:
     assert torch.equal(run(operated, pictures(), training=None), expected)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("first_out", ["surgery", "parametrization"])
 @pytest.mark.parametrize("child", ["conv1", "conv2", "bn2"])

@@ -403,6 +403,7 @@ def has_sites(model: nn.Module, attention: str, existing: str) -> bool:
     return bool(attn_surgery.plan(model, attention, existing=existing).sites)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::UserWarning:timm")
 @pytest.mark.parametrize("host", [*cases(OFTEN), *cases([*SELDOM, *SLOW], pytest.mark.slow)])
 def test_nothing_is_disturbed(host: Host) -> None:
@@ -456,6 +457,7 @@ def check_step(model: nn.Module, arguments: tuple[Any, ...], host: Step) -> None
     assert dead == set()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("attention", sorted({*attn_surgery.available()} - BROKEN))
 @pytest.mark.parametrize("init", ["identity", "paper"])
 @pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/efficientnet_b0"])
