@@ -38,9 +38,10 @@ def expression_of(block: nn.Module, spot: Spot) -> Expression:
         modes = [_Source(block, way, training=training) for training in (False, True)]
         for choose in (_Source.making, _Source.taking):
             found, failures = zip(*(each.all_ways(choose, spot) for each in modes), strict=True)
-            here = {expression for each in found for expression in each}
-            if len(here) == 1 and all(found):
-                return here.pop()
+            first, *others = [each for mode in found for each in mode] or [[]]
+            common = [one for one in first if all(one in each for each in others)]
+            if common and all(found):
+                return common[0]
             failure = next(filter(None, failures), "several places in the code make or take it")
     raise UnfaithfulError(failure)
 
@@ -67,19 +68,21 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Expressions of which one should be worth a value.
+    """Expressions of which one should be worth a value, or each where one stands for another.
 
     Attributes:
         flow: The way through the block.
         value: The node of the value; None for any argument of the block.
         text: Where in the source they stand.
         expressions: They.
+        are_calls: Whether each is a call that the one before it makes.
     """
 
     flow: Flow
     value: fx.Node | None
     text: str
     expressions: list[Expression]
+    are_calls: bool = False
 
     def is_worth(self, names: list[str]) -> bool:
         """Tell whether an expression, evaluated once, is worth the value."""
@@ -108,8 +111,8 @@ class _Source:
 
     def all_ways(
         self, choose: Callable[[_Source, Flow, Spot], _Chosen], spot: Spot
-    ) -> tuple[set[Expression], str]:
-        """Return the expressions that the ways show, and why one shows none where none does."""
+    ) -> tuple[list[list[Expression]], str]:
+        """Return the expressions that each way shows, and why one shows none where none does."""
         chosen: list[_Chosen] = []
         failure = "it is not on the way of both modes"
         for flow in self.flows:
@@ -117,11 +120,11 @@ class _Source:
                 chosen.append(choose(self, flow, spot))
             except UnfaithfulError as error:
                 failure = str(error)
-        found: set[Expression] = set()
+        found: list[list[Expression]] = []
         for each, values in zip(chosen, self._values(chosen), strict=True):
             worth = [one for one in each.expressions if each.is_worth(values.get(one, []))]
-            if len(worth) == 1:
-                found.update(worth)
+            if len(worth) == 1 or (worth and each.are_calls):
+                found.append(worth)
             else:
                 failure = f"it is {'no' if not worth else 'more than one'} operand of {each.text!r}"
         return found, "" if found else failure
@@ -147,16 +150,17 @@ class _Source:
         value = _node_of(flow, self.block, step)
         frames, inner = self._frames(flow, value)
         is_made_here = not inner or (step.kind == "child" and self._is_child(inner[0], step))
-        frame = _returning(flow, value, frames)
-        if frame is None and is_made_here and not spot.in_place:
-            frame = frames[-1]
-        if frame is None:
+        chosen = _returning(flow, value, frames)
+        if is_made_here and not spot.in_place:
+            chosen.append(frames[-1])
+        if not chosen:
             called = "is called by a function outside of the block"
             why = "changes it in place" if is_made_here else called
             raise UnfaithfulError(f"{step.name!r} {why}")
-        if not isinstance(frame.node, ast.expr):
-            raise UnfaithfulError(f"{frame.text!r} has no value")
-        return _Chosen(flow, value, frame.text, [frame.expression(frame.node)])
+        places = [each.expression(each.node) for each in chosen if isinstance(each.node, ast.expr)]
+        if not places:
+            raise UnfaithfulError(f"{chosen[-1].text!r} has no value")
+        return _Chosen(flow, value, chosen[-1].text, list(dict.fromkeys(places)), are_calls=True)
 
     def taking(self, flow: Flow, spot: Spot) -> _Chosen:
         """Choose the operands of the one step that takes the value, as one way shows it."""
@@ -209,19 +213,21 @@ class _Source:
         return getattr(getattr(function, "__func__", function), "__code__", None) is code
 
 
-def _returning(flow: Flow, value: fx.Node, frames: list[_Frame]) -> _Frame | None:
-    """Return the outermost place at which a call that made the value returns it, and no more.
+def _returning(flow: Flow, value: fx.Node, frames: list[_Frame]) -> list[_Frame]:
+    """Return the places at which a call that made the value returns it, and no more.
 
-    Others than the block's own forward may call what it calls, and are to get no attention.
+    The outermost is the first, and the best: others than the block's own forward may call what it
+    calls, and are to get no attention.
     """
     chain = list(reversed(value.meta["place"]))
     tensors = [node for node in flow.nodes if flow.becomes(node, value)]
+    found: list[_Frame] = []
     for depth in range(min(len(frames), len(chain) - 1)):
         place, function = frames[depth].place, chain[depth + 1][0]
         inside = [each for each in flow.value_users[value] if place in each.meta["place"]]
         if not inside and any(is_returned(each, place, function) for each in tensors):
-            return frames[depth]
-    return None
+            found.append(frames[depth])
+    return found
 
 
 def _callers(flow: Flow, code: types.CodeType) -> set[tuple[Place, ...]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from probing import calls
 from torch import Tensor, nn
 
 import attn_surgery
@@ -463,3 +464,36 @@ def test_a_source_that_is_not_what_runs(tmp_path: Any, monkeypatch: Any):
     path.write_text(text.replace("relu", "abs"))
     with pytest.raises(SurgeryError, match="is not what runs"):
         attn_surgery.apply(model(changing.Changed))
+
+
+class DropsInTraining(nn.Module):
+    """What helpers return is the value in one mode, and more than it in the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(8, 8, 3, padding=1) for _ in "ab")
+        self.act = nn.ReLU(inplace=True)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.act(self.b(self.act(self.a(x))))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return nn.functional.dropout(y, 0.3) if self.training else y
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.dropped(x)
+        return x + (y if mask is None else y * mask)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_place_is_one_that_both_modes_pass(training: bool) -> None:
+    host, x = DropsInTraining().train(training), torch.randn(2, 8, 6, 6)
+    torch.manual_seed(0)
+    expected = host(x)
+    (site,) = attn_surgery.plan(host, "se").sites
+    assert site.method == "wrap"
+    attn_surgery.apply(host, "se")
+    torch.manual_seed(0)
+    assert torch.equal(host(x), expected)
+    assert calls(host, x) == 1
