@@ -46,4 +46,4 @@ def _body(cls: type[nn.Module]) -> dict[str, Any]:
     return {name: value for name, value in vars(cls).items() if name not in _CLASS_STATE}
 
 
-_CLASS_STATE = ("__dict__", "__weakref__")
+_CLASS_STATE = ("__dict__", "__weakref__", "__slotnames__")

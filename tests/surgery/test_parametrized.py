@@ -102,6 +102,7 @@ def test_copies_are_their_own(host: Any, when: str) -> None:
     x = torch.randn(2, 8, 6, 6)
     if when == "before":
         halve(module, name)
+    known = type(module)
     attn_surgery.apply(model, "se")
     if when == "after":
         halve(module, name)
@@ -114,6 +115,8 @@ def test_copies_are_their_own(host: Any, when: str) -> None:
     assert torch.equal(copied(x), expected)
     attn_surgery.remove(model)
     assert torch.equal(copied(x), expected)
+    if when == "before":
+        assert type(module) is known
     with pytest.raises(RuntimeError, match="state_dict"):  # as torch does
         pickle.dumps(copied)
 
