@@ -10,6 +10,7 @@ import copy
 import types
 from collections import Counter, UserDict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ class OfAnInheritedSetting(Branch):
 
 
 class OfADict(Branch):
-    def __init__(self, kind: Callable[..., dict[str, float]] = UserDict) -> None:
+    def __init__(self, kind: Callable[..., Any] = UserDict) -> None:
         super().__init__()
         self.settings = kind(scale=0.5)
 
@@ -143,7 +144,7 @@ def append(host: OfTheLast) -> None:
     host.layers.append(Inner())
 
 
-CHANGES: dict[str, tuple[Callable[[], nn.Module], Callable[..., object]]] = {
+CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "of a grandchild": (OfAGrandchild, lambda host: setattr(host.layers[0], "scale", 3.0)),
     "of a convolution": (OfAConvolution, set_dilation),
     "by a method of torch's": (OfItsOwnMethod, set_dilation),
@@ -171,7 +172,7 @@ def test_a_change_is_followed(what):
 def test_a_bias_that_is_set_later():
     host, x = OfAConvolution().eval(), torch.randn(2, 8, 8, 8)
     host.b.bias = None
-    operated = attn_surgery.apply(copy.deepcopy(host), "se")
+    operated: Any = attn_surgery.apply(copy.deepcopy(host), "se")
     for each in (host, operated):
         set_bias(each)
     assert torch.equal(operated(x), host(x))
@@ -216,7 +217,7 @@ class OfAnothersMode(Branch):
 def test_the_mode_of_a_child(method, training):
     host, x = OfAnothersMode(method).train(training), torch.randn(2, 8, 8, 8)
     host.dropping.train(not training)
-    operated = attn_surgery.apply(copy.deepcopy(host), "se")
+    operated: Any = attn_surgery.apply(copy.deepcopy(host), "se")
     assert torch.equal(operated(x), host(x))
     for each in (host, operated):
         each.dropping.train(training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ class Branch(nn.Module):
 
 
 class Has(Branch):
+    attn: Any
+
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.branch(x))
         if hasattr(self, "attn"):
@@ -44,6 +47,8 @@ class Gets(Branch):
 
 
 class Tries(Branch):
+    attn: Any
+
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.branch(x))
         try:
@@ -54,6 +59,8 @@ class Tries(Branch):
 
 class Slotted(nn.Module):
     """The branch of a block, with a slot of its own."""
+
+    attn: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,10 +94,10 @@ class Delegating(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = Branch()
+        self.inner: Any = Branch()
         self.inner.attn = nn.Conv2d(8, 8, 1)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -112,7 +119,7 @@ def test_names_that_are_handed_to_a_child_are_taken():
 
 
 class CastingNorm(nn.GroupNorm):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(x.float()).type(x.dtype)
 
 
@@ -266,8 +273,10 @@ def add_relu(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.relu(x + y)
 
 
-with warnings.catch_warnings(action="ignore"):  # torch calls it deprecated
-    add_relu = torch.jit.script(add_relu)
+scripted: Any = torch.jit.script
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch calls it deprecated
+    add_relu = scripted(add_relu)
 
 
 class Scripted(Branch):
@@ -281,9 +290,10 @@ def test_an_addition_that_is_scripted_is_told():
 
 
 def test_a_plan_leaves_scripted_children_as_they_were():
-    host = Branch().eval()
-    with warnings.catch_warnings(action="ignore"):
-        host.a = torch.jit.script(host.a)
+    host: Any = Branch().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        host.a = scripted(host.a)
     before = set(vars(host.a))
     attn_surgery.plan(host, "se")
     assert set(vars(host.a)) == before
@@ -340,7 +350,7 @@ def test_a_second_branch_of_something_else_is_none() -> None:
 
 
 class Norm32(nn.GroupNorm):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(x.float()).type(x.dtype)
 
 
