@@ -24,7 +24,7 @@ def class_beneath(cls: type[nn.Module]) -> type[nn.Module]:
 def rebased(cls: type[nn.Module], old: type[nn.Module], new: type[nn.Module]) -> type[nn.Module]:
     """Return what ``cls`` would be had it been derived from ``new`` instead of ``old``.
 
-    The way back leads to the very class that one came from, if it adds the same as then.
+    The way back leads to the very class that one came from first, if it adds the same as then.
     """
     if cls is old:
         return new
@@ -35,7 +35,7 @@ def rebased(cls: type[nn.Module], old: type[nn.Module], new: type[nn.Module]) ->
     if before is not None and (before.__bases__, _body(before)) == (bases, body):
         return before
     made = types.new_class(cls.__name__, bases, exec_body=lambda scope: scope.update(body))
-    _came_from[made] = cls
+    _came_from[made] = before or cls
     return made
 
 

@@ -132,17 +132,28 @@ def test_a_change_keeps_the_parametrization() -> None:
     assert calls(host, x) == 1
 
 
+def test_the_class_comes_back_after_a_change() -> None:
+    host = Scaled().eval()
+    halve(host, "gamma")
+    known = type(host)
+    attn_surgery.apply(host, "se")
+    host.scale = 2.0
+    attn_surgery.remove(host)
+    assert type(host) is known
+
+
 def test_more_than_one_attention(host: Any) -> None:
     model, module, name = host
     x = torch.randn(2, 8, 6, 6)
     halve(module, name)
-    expected = model(x)
+    known, expected = type(module), model(x)
     attn_surgery.apply(model, "se")
     attn_surgery.apply(model, "cbam", existing="stack")
     assert calls(model, x) == len(attn_surgery.inserted(model)) > 1
     assert torch.equal(model(x), expected)
     attn_surgery.remove(model)
     assert torch.equal(model(x), expected)
+    assert type(module) is known
 
 
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
