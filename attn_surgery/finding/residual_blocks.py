@@ -141,10 +141,7 @@ def _spreads(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> bool:
 
 def branch_end(flow: Flow, branch: fx.Node, adder: Call) -> fx.Node:
     """Walk back from F's operand over what only scales or drops, to where F itself ends."""
-    passed = [branch]
-    while (before := _unscaled(flow, passed[-1], adder)) is not None:
-        passed.append(before)
-    return _handed_out(flow, passed, adder)
+    return _handed_out(flow, _unscaled_way(flow, branch, adder), adder)
 
 
 def _handed_out(flow: Flow, passed: list[fx.Node], adder: Call) -> fx.Node:
@@ -171,16 +168,22 @@ def _end_before_permutation(flow: Flow, end: fx.Node, adder: Call) -> fx.Node | 
     (permuted,) = flow.inputs[end]
     if flow.shapes[permuted].layout != LAST:
         return None
-    node, is_scaled = permuted, False
-    while (before := _unscaled(flow, node, adder)) is not None:
-        is_scaled |= flow.kind(node) is not Kind.IDENTITY
-        node = before
-    return node if is_scaled else None
+    *passed, last = _unscaled_way(flow, permuted, adder)
+    is_scaled = any(flow.kind(each) is not Kind.IDENTITY for each in passed)
+    return last if is_scaled else None
 
 
 def block_around(end: fx.Node, addition: fx.Node) -> Call:
     """Return the innermost call in which both the branch's end and the addition are made."""
     return next(call for call in owner(addition).lineage() if index(end) >= call.start)
+
+
+def _unscaled_way(flow: Flow, node: fx.Node, adder: Call) -> list[fx.Node]:
+    """Return the node and, one after the other, what it passes on dropped or scaled."""
+    passed = [node]
+    while (before := _unscaled(flow, passed[-1], adder)) is not None:
+        passed.append(before)
+    return passed
 
 
 def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:

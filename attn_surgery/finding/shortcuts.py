@@ -48,15 +48,6 @@ class Shortcut:
         """The tensor that both operands are computed from."""
         return self.steps[-1]
 
-    def after(self, later: Shortcut) -> Shortcut:
-        """Return the whole way back, of which this is the earlier part."""
-        return Shortcut(
-            later.steps + self.steps,
-            later.convolutions + self.convolutions,
-            later.upsamples or self.upsamples,
-            later.is_part or self.is_part,
-        )
-
 
 def find_fork(
     flow: Flow, shortcut: fx.Node, branch: fx.Node, adder: Call | None = None
@@ -70,43 +61,55 @@ def find_fork(
         adder: The call in which other branches of that tensor may have been added to S before, as
             in ``x + f(x) + g(x)``.
     """
-    return _find_fork(flow, shortcut, branch, adder, set())
+    steps = _way_back(flow, shortcut, branch, adder, set())
+    if steps is None:
+        return None
+    passed = steps[:-1]
+    return Shortcut(
+        steps,
+        _convolutions(flow, passed),
+        upsamples=any(flow.kind(step) is Kind.UPSAMPLE for step in passed),
+        is_part=any(takes_part(flow, step) for step in passed),
+    )
 
 
-def _find_fork(
+def _way_back(
     flow: Flow, shortcut: fx.Node, branch: fx.Node, adder: Call | None, seen: set[fx.Node]
-) -> Shortcut | None:
-    steps, convolutions, upsamples, is_part = [shortcut], 0, False, False
+) -> tuple[fx.Node, ...] | None:
+    steps = [shortcut]
     while True:
         node = steps[-1]
         if node is not branch and flow.depends(branch, node):
-            return Shortcut(tuple(steps), convolutions, upsamples, is_part)
+            return tuple(steps)
         kind, taken = flow.kind(node), flow.inputs[node]
         if kind not in _LINEAR_STEPS or node in seen:
             return None
         seen.add(node)
         if kind is Kind.ADD and len(taken) == 2 and owner(node) is adder:
             before = _beside_a_branch(flow, taken, branch, adder, seen)
-            return before and before.after(Shortcut(tuple(steps), convolutions, upsamples, is_part))
+            return before and (*steps, *before)
         if len(taken) != 1:
             return None
-        convolutions += kind in (Kind.CONV, Kind.LINEAR) or (
-            kind is Kind.UPSAMPLE and flow.operations[node].convolution is not None
-        )
-        upsamples |= kind is Kind.UPSAMPLE
-        is_part |= takes_part(flow, node)
         steps += taken
 
 
 def _beside_a_branch(
     flow: Flow, summands: Sequence[fx.Node], branch: fx.Node, adder: Call | None, seen: set[fx.Node]
-) -> Shortcut | None:
-    """Return the shortcut that is one of two summands, if the other is a branch of its fork."""
+) -> tuple[fx.Node, ...] | None:
+    """Return the way back by one of two summands, if the other is a branch of its fork."""
     for one, other in (summands, reversed(summands)):
-        found = _find_fork(flow, one, branch, adder, seen)
-        if found is not None and not found.convolutions and flow.depends(other, found.fork):
-            return found
+        steps = _way_back(flow, one, branch, adder, seen)
+        if steps and not _convolutions(flow, steps[:-1]) and flow.depends(other, steps[-1]):
+            return steps
     return None
+
+
+def _convolutions(flow: Flow, steps: Sequence[fx.Node]) -> int:
+    return sum(
+        flow.kind(step) in (Kind.CONV, Kind.LINEAR)
+        or (flow.kind(step) is Kind.UPSAMPLE and flow.operations[step].convolution is not None)
+        for step in steps
+    )
 
 
 def takes_part(flow: Flow, node: fx.Node) -> bool:
