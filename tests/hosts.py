@@ -539,3 +539,15 @@ class Network(nn.Module):
 
 def graph_module_network() -> nn.Module:
     return fx.symbolic_trace(Network(Block))
+
+
+class Branch(nn.Module):
+    """Two convolutions and a norm, for blocks to add to what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.norm(self.b(torch.relu(self.a(x))))

@@ -14,22 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from hosts import Branch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import attn_surgery
-
-
-class Branch(nn.Module):
-    """Two convolutions and a norm, for blocks to add to what they are given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-
-    def branch(self, x: Tensor) -> Tensor:
-        return self.norm(self.b(torch.relu(self.a(x))))
 
 
 class Inner(nn.Module):

@@ -45,16 +45,10 @@ def test_many_generated(recipe: Recipe):
     check(recipe)
 
 
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if "," in name and number % 6 else ())
-        for number, name in enumerate(spellings())
-    ],
-)
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("name", spellings())
 def test_each_spelling(name: str) -> None:
-    """Whatever is drawn, and whatever is not; what becomes of a container, a sixth by default."""
+    """Whatever is drawn, and whatever is not."""
     for recipe in spellings()[name]:
         check(recipe)
 

@@ -9,22 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from hosts import Branch
 from probing import calls
 from torch import Tensor, nn
 from torch.nn import functional
 
 import attn_surgery
-
-
-class Branch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-
-    def branch(self, x: Tensor) -> Tensor:
-        return self.norm(self.b(torch.relu(self.a(x))))
-
 
 # A slot that nobody filled
 
@@ -349,17 +339,12 @@ def test_a_second_branch_of_something_else_is_none() -> None:
 # Norms that cast
 
 
-class Norm32(nn.GroupNorm):
-    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().forward(x.float()).type(x.dtype)
-
-
 @pytest.mark.parametrize("cast", [lambda h: h, lambda h: h.float(), lambda h: h.contiguous()])
 def test_a_child_that_casts_is_the_end(cast: Callable[[Tensor], Tensor]) -> None:
     class Casting(Branch):
         def __init__(self) -> None:
             super().__init__()
-            self.norm = Norm32(4, 8)
+            self.norm = CastingNorm(4, 8)
 
         def forward(self, x: Tensor) -> Tensor:
             return x + cast(self.branch(x))
