@@ -5,9 +5,10 @@ now if it was changed in place, how many channels and spatial dims it has. Only 
 said.
 """
 
+from attn_surgery.dataflow.called_functions import argument, function_name
 from attn_surgery.dataflow.flow import Flow
 from attn_surgery.dataflow.following import followed, followed_every_way
-from attn_surgery.dataflow.node_kinds import Kind, argument, function_name, is_item_set
+from attn_surgery.dataflow.node_kinds import Kind, is_item_set
 from attn_surgery.dataflow.shapes import LAST, MAPS, UNKNOWN, Shape
 from attn_surgery.dataflow.view_shapes import slices_channels
 

@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from attn_surgery.dataflow.node_kinds import Kind, Operation, is_in_place, is_item_set, operation
+from attn_surgery.dataflow.node_kinds import (
+    Kind,
+    Operation,
+    is_in_place,
+    is_item_set,
+    operation,
+    value_inputs,
+)
 from attn_surgery.dataflow.shape_inference import shape_of, shape_without_value
 from attn_surgery.dataflow.shapes import MAPS, UNKNOWN, Shape, norm_dims
 from attn_surgery.tracing import Call, Trace, index, owner
@@ -40,7 +47,7 @@ class Flow:
 
     def _add(self, node: fx.Node) -> None:
         found = self.operations[node] = operation(self.trace, node)
-        read = dict.fromkeys(self.now(each) for each in node.all_input_nodes)
+        read = dict.fromkeys(self.now(each) for each in value_inputs(node))
         inputs = [each for each in read if each in self.inputs]
         if found.kind in (Kind.CONSTANT, Kind.QUERY):
             return

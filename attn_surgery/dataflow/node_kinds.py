@@ -7,14 +7,15 @@ names; they have been followed inside.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from attn_surgery.dataflow.called_functions import argument, callable_name, function_name
+from attn_surgery.dataflow.computed_kernels import tensor_behind, viewed_shape
 from attn_surgery.tracing import (
     Trace,
     baked_constant,
@@ -224,6 +225,8 @@ def _of_function(trace: Trace, node: fx.Node) -> Operation:
     kind = _KIND_OF_NAME.get(name, Kind.OTHER)
     if name == "getitem":
         return Operation(Kind.SLICE)
+    if name == "type" and len(node.args) == 1 and not node.kwargs:
+        return Operation(Kind.QUERY)
     if name in ("max", "min") and len(node.all_input_nodes) > 1:
         return Operation(Kind.ACTIVATION)
     if kind is Kind.CONV:
@@ -237,22 +240,6 @@ def _of_function(trace: Trace, node: fx.Node) -> Operation:
     return Operation(kind)
 
 
-def function_name(node: fx.Node) -> str:
-    """Return what the function or method is called, in-place or not, reflected or not."""
-    target = node.target
-    name = target if isinstance(target, str) else _callable_name(target)
-    if name.startswith("__") and name.endswith("__"):
-        return name[2:-2]
-    return name.rstrip("_")
-
-
-def _callable_name(target: Any) -> str:
-    schema = getattr(target, "_schema", None)  # an OpOverload: aten::add.Tensor
-    if schema is not None:
-        return schema.name.rpartition("::")[2]
-    return getattr(target, "__name__", type(target).__name__)
-
-
 def is_in_place(trace: Trace, node: fx.Node) -> bool:
     """Tell whether the node changes its first operand."""
     module = trace.called_module(node)
@@ -263,7 +250,7 @@ def is_in_place(trace: Trace, node: fx.Node) -> bool:
     if node.kwargs.get("inplace") is True or is_item_set(node):
         return True
     target = node.target
-    name = target if isinstance(target, str) else _callable_name(target)
+    name = target if isinstance(target, str) else callable_name(target)
     if node.op == "call_function" and getattr(target, "__module__", None) == "_operator":
         return name in _IN_PLACE_OPERATORS
     return name.endswith("_") and not name.endswith("__")
@@ -279,18 +266,26 @@ _IN_PLACE_OPERATORS = frozenset(
 )
 
 
-def argument(node: fx.Node, position: int, name: str) -> Any:
-    """Return the argument at ``position`` or called ``name``; None where neither was given."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+def value_inputs(node: fx.Node) -> list[fx.Node]:
+    """Return the inputs whose numbers may matter, and not their shape, type or device alone."""
+    given = node.all_input_nodes
+    if len(given) < 2 or not node.op.startswith("call_"):
+        return given
+    if function_name(node) in _MADE_LIKE_ANOTHER:
+        return [each for each in given if each in node.args[:1]]
+    return given
+
+
+_MADE_LIKE_ANOTHER = frozenset("to type_as expand_as view_as reshape_as".split())
 
 
 def _of_functional_convolution(trace: Trace, node: fx.Node, name: str) -> Operation:
     kernel = argument(node, 1, "weight")
-    weight = _tensor_behind(trace, kernel)
+    weight = tensor_behind(trace, kernel)
     if weight is None:
         return Operation(Kind.FILTER)
     is_transposed = "transpose" in name
-    outward, inward, *sizes = _viewed_shape(kernel) or tuple(weight.shape)
+    outward, inward, *sizes = viewed_shape(kernel) or tuple(weight.shape)
     groups = argument(node, 7 if is_transposed else 6, "groups") or 1
     if inward is not None:
         inward = inward * groups if isinstance(groups, int) else None
@@ -303,40 +298,3 @@ def _of_functional_convolution(trace: Trace, node: fx.Node, name: str) -> Operat
     if upsamples:
         return Operation(Kind.UPSAMPLE, conv)
     return Operation(Kind.CONV if isinstance(weight, nn.Parameter) else Kind.FILTER, conv)
-
-
-def _viewed_shape(kernel: Any) -> tuple[Any, ...] | None:
-    """Return the shape that a computed kernel is viewed in, None for each size unknown here."""
-    if not isinstance(kernel, fx.Node) or not kernel.op.startswith("call_"):
-        return None
-    if function_name(kernel) not in ("view", "reshape"):
-        return None
-    shape = kernel.args[1:]
-    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
-        shape = tuple(shape[0])
-    sizes = tuple(size if isinstance(size, int) and size > 0 else None for size in shape)
-    return sizes if len(sizes) >= 3 and None not in sizes[2:] else None
-
-
-def _tensor_behind(trace: Trace, value: Any) -> Tensor | None:
-    """Return the parameter (else the buffer) from which a kernel is computed, the largest one."""
-    if not isinstance(value, fx.Node):
-        return None
-    found: list[Tensor] = []
-    pending, seen = [value], {value}
-    while pending:
-        node = pending.pop()
-        if node.op == "get_attr":
-            tensor = trace.attribute(node)
-            found += [tensor] if isinstance(tensor, Tensor) else []
-        elif node.op == "call_module":  # a parametrization
-            found += trace.module_at(str(node.target)).parameters()
-        new = [other for other in node.all_input_nodes if other not in seen]
-        seen.update(new)
-        pending += new
-    kernels = [tensor for tensor in found if tensor.dim() >= 2]
-    return max(kernels, key=_is_learned_and_large, default=None)
-
-
-def _is_learned_and_large(tensor: Tensor) -> tuple[bool, int]:
-    return isinstance(tensor, nn.Parameter), math.prod(tensor.shape)

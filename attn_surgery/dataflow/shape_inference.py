@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from attn_surgery.dataflow.called_functions import argument, function_name
 from attn_surgery.dataflow.einops_shapes import arranged
-from attn_surgery.dataflow.node_kinds import Kind, Operation, argument, function_name
+from attn_surgery.dataflow.node_kinds import Kind, Operation
 from attn_surgery.dataflow.shapes import (
     BARE,
     LAST,

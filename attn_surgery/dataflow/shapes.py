@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from attn_surgery.dataflow.node_kinds import argument, function_name
+from attn_surgery.dataflow.called_functions import argument, function_name
 from attn_surgery.tracing import Trace
 
 MAPS = "maps"

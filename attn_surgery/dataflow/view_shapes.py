@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from attn_surgery.dataflow.node_kinds import argument, function_name
+from attn_surgery.dataflow.called_functions import argument, function_name
 from attn_surgery.dataflow.shapes import BARE, LAST, MAPS, UNKNOWN, Shape, Step, stacked, unstacked
 
 

@@ -8,7 +8,7 @@ asked position (positions) is told as the block's own forward sees it (spots).
 
 from attn_surgery.finding.positions import OUTPUT, POSITIONS
 from attn_surgery.finding.spots import ELSEWHERE, Spot, Step, path_below
-from attn_surgery.finding.survey import Finding, Survey, survey
+from attn_surgery.finding.survey import Finding, Survey, places_on, survey
 
 __all__ = [
     "ELSEWHERE",
@@ -19,5 +19,6 @@ __all__ = [
     "Step",
     "Survey",
     "path_below",
+    "places_on",
     "survey",
 ]

@@ -44,8 +44,8 @@ _ADDING = {
 
 
 def _sums_up(flow: Flow, node: fx.Node, stack: fx.Node) -> bool:
-    """Tell whether the node is the sum of tensors that were stacked for it."""
-    if function_name(node) != "sum" or function_name(stack) != "stack":
+    """Tell whether the node is the sum or the mean of tensors that were stacked for it."""
+    if function_name(node) not in ("sum", "mean") or function_name(stack) != "stack":
         return False
     along = argument(stack, 1, "dim") or 0
     is_undone = flow.shapes[stack].stacked is not None and flow.shapes[node].stacked is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import fx
+from typing import Any
+
+from torch import fx, nn
 
 from attn_surgery.dataflow import (
     LAST,
@@ -10,11 +12,15 @@ from attn_surgery.dataflow import (
     Flow,
     Kind,
     Shape,
+    argument,
     function_name,
     slices_channels,
 )
 from attn_surgery.finding.convolutions import is_mixing, is_spatial
 from attn_surgery.finding.shortcuts import Shortcut, takes_part
+
+UNKNOWN_LAYOUT = "the layout of the sum is unknown"
+UNKNOWN_NUMBERS = "the number of channels or of spatial dims is unknown"
 
 
 def refusal_of(flow: Flow, shortcut: Shortcut, branch: fx.Node, end: fx.Node, shape: Shape) -> str:
@@ -55,7 +61,29 @@ def _resolution_refusal(flow: Flow, shortcut: Shortcut, branch: fx.Node) -> str:
         shortcut.fork, branch, lambda step: flow.kind(step) is Kind.UPSAMPLE
     ):
         return ""
+    steps = list(flow.between(shortcut.fork, branch))
+    last = max(i for i, step in enumerate(steps) if flow.kind(step) is Kind.UPSAMPLE)
+    if any(_goes_down(flow, step) for step in steps[last:]):
+        return ""
     return "merges resolutions: the branch goes down and up again"
+
+
+def _goes_down(flow: Flow, step: fx.Node) -> bool:
+    """Tell whether a step returns a smaller map than it is given."""
+    if flow.kind(step) is Kind.REARRANGE:
+        module = flow.trace.called_module(step)
+        return isinstance(module, nn.PixelUnshuffle) or function_name(step) == "pixel_unshuffle"
+    if flow.kind(step) not in (Kind.POOL, Kind.CONV, Kind.FILTER):
+        return False
+    module = flow.trace.called_module(step)
+    if module is not None:
+        stride: Any = getattr(module, "stride", 1)
+    else:
+        of_pool = flow.kind(step) is Kind.POOL
+        stride = argument(step, 2 if of_pool else 3, "stride")
+        stride = argument(step, 1, "kernel_size") if of_pool and stride is None else stride
+    steps = stride if isinstance(stride, (tuple, list)) else (stride,)
+    return any(isinstance(each, int) and each > 1 for each in steps)
 
 
 def _is_nonlinear(flow: Flow, steps: list[fx.Node]) -> bool:
@@ -79,9 +107,9 @@ def _takes_largest(flow: Flow, step: fx.Node) -> bool:
 
 def _shape_refusal(shape: Shape) -> str:
     if shape.layout != MAPS:
-        return "the layout of the sum is unknown"
+        return UNKNOWN_LAYOUT
     if shape.channels is None or shape.spatial_dims is None:
-        return "the number of channels or of spatial dims is unknown"
+        return UNKNOWN_NUMBERS
     return ""
 
 

@@ -189,8 +189,9 @@ def _unscaled_way(flow: Flow, node: fx.Node, adder: Call) -> list[fx.Node]:
 def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
     """Return what ``node`` passes on dropped or scaled by a constant; None where it does more.
 
-    A bias next to the factor makes a norm or an affine layer of it, which belongs to F, unless
-    both stand bare beside the addition (Zhang et al. 2019, Fixup, arXiv:1901.09321).
+    A bias next to the factor, before it or after, makes a norm or an affine layer of it, which
+    belongs to F, unless both stand bare beside the addition (Zhang et al. 2019, Fixup,
+    arXiv:1901.09321).
     """
     inputs = flow.inputs[node]
     if len(inputs) != 1:
@@ -199,13 +200,22 @@ def _unscaled(flow: Flow, node: fx.Node, adder: Call) -> fx.Node | None:
     if kind in (Kind.DROPOUT, Kind.IDENTITY):
         return inputs[0]
     if kind in (Kind.MUL, Kind.DIV) and not _normalises(flow, node):
-        return inputs[0]
+        return None if _is_shifted(flow, inputs[0], node, adder) else inputs[0]
     if kind is Kind.ADD and 0 in node.args:  # sum() starts there
         return inputs[0]
     is_bare_bias = kind is Kind.ADD and owner(node) is owner(inputs[0]) in adder.lineage()
     if is_bare_bias and flow.kind(inputs[0]) is Kind.MUL and not _normalises(flow, inputs[0]):
         return _unscaled(flow, inputs[0], adder)
     return None
+
+
+def _is_shifted(flow: Flow, node: fx.Node, product: fx.Node, adder: Call) -> bool:
+    """Tell whether a child of the adding module shifts, by a tensor of its own, what it scales."""
+    call = owner(product)
+    if owner(node) is not call or call in adder.lineage():
+        return False
+    is_shift = flow.kind(node) in (Kind.ADD, Kind.SUB) and len(flow.inputs[node]) == 1
+    return is_shift and any(each not in flow.inputs for each in node.all_input_nodes)
 
 
 def _normalises(flow: Flow, product: fx.Node) -> bool:

@@ -20,8 +20,9 @@ from attn_surgery.finding.existing_attention import (
 )
 from attn_surgery.finding.gates import behind, is_attention
 from attn_surgery.finding.positions import OUTPUT, target
+from attn_surgery.finding.refusals import UNKNOWN_LAYOUT, UNKNOWN_NUMBERS
 from attn_surgery.finding.residual_blocks import Residual, block_around, residuals
-from attn_surgery.finding.spots import Spot, path_below, place, place_output
+from attn_surgery.finding.spots import ELSEWHERE, Spot, path_below, place, place_output
 from attn_surgery.host import likeness, spells_addition
 from attn_surgery.tracing import Call, index, owner
 
@@ -40,10 +41,13 @@ class Finding:
     refusal: str = ""
     """Why no attention can go there; "" where it can."""
     is_channels_last: bool = False
+    position: str = "standard"
     replaces: bool = False
     """Whether the attention goes where another one is."""
     slot: str | None = None
     """The path, inside the block, of the module that is the other one and nothing else."""
+    otherwise: frozenset[str] = frozenset()
+    """The modules in the block that do something else with the value on another way through it."""
 
 
 @dataclass
@@ -66,20 +70,52 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
     result = Survey()
     paths = {module: path for path, module in reversed(list(model.named_modules()))}
     found: dict[tuple[nn.Module, Spot], Finding] = {}
+    ways: list[tuple[Flow, list[Finding]]] = []
     fruitless: set[object] = set()
     for each in followed(reversed(paths.items())):
         result.followed |= {paths[module] for module in each.modules}
         if not each.flows:
             result.untraced[each.path] = each.failure
         flows = (*each.flows, *_other_ways(each.flows, fruitless))
-        for finding in itertools.chain.from_iterable(
-            _findings(flow, paths, position, replacing=replacing) for flow in flows
-        ):
+        new = [(flow, _findings(flow, paths, position, replacing=replacing)) for flow in flows]
+        ways += new
+        for finding in itertools.chain.from_iterable(findings for _, findings in new):
             key = (finding.block, finding.spot)
             if key not in found or found[key].refusal:
                 found[key] = finding
-    result.findings = list(found.values())
+    result.findings = [
+        replace(each, otherwise=frozenset(_otherwise(each, ways))) for each in found.values()
+    ]
     return result
+
+
+def _otherwise(finding: Finding, ways: list[tuple[Flow, list[Finding]]]) -> Iterator[str]:
+    """Yield the modules by which the value is made or taken, but not on all ways they are called.
+
+    Where a forward looks a value up, which other ways there are is not known.
+    """
+    spot, block = finding.spot, finding.block
+    for path in dict.fromkeys(filter(None, (spot.source, spot.taker))):
+        if path == ELSEWHERE:
+            continue
+        module = block.get_submodule(path)
+        for flow, found in ways:
+            if block in flow.trace.looked_up or (
+                flow.call_counts[module]
+                and not any(
+                    each.block is block and path in (each.spot.source, each.spot.taker)
+                    for each in found
+                    if not each.refusal
+                )
+            ):
+                yield path
+
+
+def places_on(flow: Flow, finding: Finding) -> list[Finding]:
+    """Return the places for attention in the block of a finding, on one way through that block."""
+    paths = {module: path for path, module in flow.trace.root.module.named_modules()}
+    found = _findings(flow, paths, finding.position, replacing=False)
+    return [each for each in found if each.block is finding.block and not each.refusal]
 
 
 def _other_ways(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
@@ -96,7 +132,10 @@ def _other_ways(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
 
 
 def _holds_block(flow: Flow) -> bool:
-    return any(not residual.refusal for residual in residuals(flow))
+    """Tell whether there is a residual block on a way, or what may be one."""
+    return any(
+        residual.refusal in ("", UNKNOWN_LAYOUT, UNKNOWN_NUMBERS) for residual in residuals(flow)
+    )
 
 
 def _findings(
@@ -158,6 +197,7 @@ def _place_for_one_more(
         residual.shape.channels,
         goal.refusal,
         is_channels_last=goal.is_channels_last,
+        position=position,
     )
 
 

@@ -29,6 +29,7 @@ from attn_surgery.host.fidelity import (
     asks_for,
     describe,
     inspect_forward,
+    runs_all_below,
     runs_its_children,
     spells_addition,
     watched_attributes,
@@ -43,11 +44,17 @@ from attn_surgery.host.inputs import (
     parse_input,
 )
 from attn_surgery.host.load import load_model
+from attn_surgery.host.reachable_state import (
+    ReachableState,
+    functions_run_by,
+    reached_by_code,
+)
 from attn_surgery.host.restore import (
     Attributes,
     in_mode,
     likeness,
     marks,
+    own_attributes,
     put_back_afterwards,
     undisturbed_randomness,
 )
@@ -58,6 +65,7 @@ __all__ = [
     "Input",
     "InputSize",
     "Place",
+    "ReachableState",
     "as_input",
     "asks_for",
     "check_host",
@@ -67,6 +75,7 @@ __all__ = [
     "entry",
     "entry_name",
     "floating_dtype",
+    "functions_run_by",
     "guess_input",
     "has_entry",
     "in_mode",
@@ -80,12 +89,15 @@ __all__ = [
     "marks",
     "meta_copy",
     "noted",
+    "own_attributes",
     "parameters_of",
     "parse_input",
     "place_in_code",
     "put_back_afterwards",
+    "reached_by_code",
     "read_weights",
     "renamed",
+    "runs_all_below",
     "runs_its_children",
     "signature",
     "spells_addition",

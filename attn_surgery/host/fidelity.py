@@ -22,17 +22,15 @@ from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
 from attn_surgery.host.bytecode import Code, adds, read, words_in
+from attn_surgery.host.callables import PURE_HOMES, functions_in, has_state, is_at_home
 from attn_surgery.host.called_method import entry
 
 _PURE_BUILTINS = frozenset(
     "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "
     "reversed round set slice sorted str sum super tuple zip Ellipsis getattr".split()
 )
-_PURE_HOMES = frozenset(
-    "torch math operator _operator functools _functools itertools typing collections einops".split()
-)
 _UNSEEN = frozenset(
-    "checkpoint checkpoint_sequential "
+    "checkpoint checkpoint_sequential is_tensor isinstance "
     "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
     "is_anomaly_enabled are_deterministic_algorithms_enabled is_deterministic get_default_dtype "
     "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
@@ -41,6 +39,7 @@ _UNSEEN = frozenset(
 _REACHING = frozenset(
     "_modules children named_children modules named_modules get_submodule".split()
 )
+_REACHING_BELOW = frozenset("modules named_modules".split())
 _PLAIN = (
     bool,
     int,
@@ -67,6 +66,8 @@ class Fidelity:
     """The block's attributes that a trace reads: when one is set, it has to be traced anew."""
     reaches_children: bool = False
     """Whether forward gets at its children other than by their names."""
+    reaches_below: bool = False
+    """Whether it gets at its children's children, too."""
     reads_mode: bool = False
     """Whether forward looks at ``self.training``."""
 
@@ -83,7 +84,7 @@ def inspect_forward(block: nn.Module) -> Fidelity:
     found = Fidelity()
     _check_signature(block, found)
     seen: set[types.CodeType] = set()
-    pending = list(_functions(entry(block)))
+    pending = list(functions_in(entry(block)))
     while pending:
         function = pending.pop()
         if function.__code__ in seen:
@@ -92,7 +93,9 @@ def inspect_forward(block: nn.Module) -> Fidelity:
         code = read(function.__code__)
         found.obstacles += code.obstacles
         found.reads_mode |= "training" in code.attributes
-        found.reaches_children |= not _REACHING.isdisjoint(code.attributes)
+        by_dict = "__dict__" in code.attributes or "vars" in code.names
+        found.reaches_children |= by_dict or not _REACHING.isdisjoint(code.attributes)
+        found.reaches_below |= not _REACHING_BELOW.isdisjoint(code.attributes)
         pending += _resolve_names(function, code, found)
         pending += _resolve_attributes(block, code, found)
         if any(name in code.iterated for name in _containers(block)):
@@ -105,15 +108,20 @@ def asks_for(module: nn.Module, name: str) -> bool:
     return any(
         name in words_in(function.__code__)
         for cls in type(module).__mro__
-        if not _is_at_home(cls)
+        if not is_at_home(cls)
         for value in vars(cls).values()
-        for function in _functions(value)
+        for function in functions_in(value)
     )
 
 
 def runs_its_children(block: nn.Module) -> bool:
     """Tell whether the forward may reach all children, whatever they are called."""
     return inspect_forward(block).reaches_children
+
+
+def runs_all_below(block: nn.Module) -> bool:
+    """Tell whether the forward may reach all modules below it, its children's children too."""
+    return inspect_forward(block).reaches_below
 
 
 def watched_attributes(block: nn.Module) -> frozenset[str]:
@@ -147,8 +155,10 @@ def _resolve_names(
         obstacle = _value_obstacle(name, value) or _settings_obstacle(name, value, code)
         if obstacle:
             found.obstacles.append(obstacle)
-        elif not _is_at_home(value) and not _is_kept_whole(function, name):
-            yield from _functions(value)
+        elif not is_at_home(value) and not _is_kept_whole(function, name):
+            yield from functions_in(value)
+            if isinstance(value, type) and name != "__class__":
+                yield from _methods_of(value, code.attributes)
 
 
 def _is_kept_whole(function: types.FunctionType, name: str) -> bool:
@@ -179,10 +189,10 @@ def _builtin_obstacles(name: str) -> list[str]:
 def _value_obstacle(name: str, value: Any) -> str:
     """Return why a global or closure variable cannot be followed, or ""."""
     if isinstance(value, types.ModuleType):
-        return "" if value.__name__.partition(".")[0] in _PURE_HOMES else f"uses the module {name}"
+        return "" if value.__name__.partition(".")[0] in PURE_HOMES else f"uses the module {name}"
     if getattr(value, "__name__", None) in _UNSEEN:
         return f"calls {value.__name__}, which a trace does not show"
-    if isinstance(value, (nn.Module, type)) or callable(value):
+    if isinstance(value, (nn.Module, type)) or (callable(value) and not has_state(value)):
         return ""
     return f"reads the global {name}"
 
@@ -191,41 +201,37 @@ def _settings_obstacle(name: str, value: Any, code: Code) -> str:
     """Return which plain value may be read off a global class or function of the host's, or ""."""
     if (
         name == "__class__"
-        or _is_at_home(value)
+        or is_at_home(value)
         or not isinstance(value, (type, types.FunctionType))
     ):
         return ""
+    kept, asked = _kept_by(value), code.attributes
+    if isinstance(value, type):
+        asked = asked.union(*(read(each.__code__).attributes for each in _methods_of(value, asked)))
+    seen = [each for each, kind in kept.items() if each in asked and _is_plain(kind)]
+    return f"reads {name}.{seen[0]}" if seen else ""
+
+
+def _kept_by(value: Any) -> dict[str, Any]:
+    """Return the attributes of a class or a function, those of a class's bases included."""
     homes = value.__mro__ if isinstance(value, type) else (value,)
     kept: dict[str, Any] = {}
     for home in reversed(homes):
-        kept |= {} if _is_at_home(home) else vars(home)
-    read = [each for each, kind in kept.items() if each in code.attributes and _is_plain(kind)]
-    return f"reads {name}.{read[0]}" if read else ""
+        kept |= {} if is_at_home(home) else vars(home)
+    return kept
 
 
-def _is_at_home(value: Any) -> bool:
-    """Tell whether ``value`` belongs to torch or to the pure part of the standard library."""
-    home = getattr(value, "__module__", None)
-    if home is None:  # torch.add and its like are methods of a class that has a module
-        home = getattr(getattr(value, "__self__", None), "__module__", None)
-    return (home or "").partition(".")[0] in _PURE_HOMES
-
-
-def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """Yield the Python functions that calling ``value`` runs."""
-    while isinstance(value, functools.partial):
-        value = value.func
-    value = getattr(value, "__func__", value)
-    if isinstance(value, types.FunctionType):
-        yield value
-    elif isinstance(value, property) and value.fget is not None:
-        yield from _functions(value.fget)
-    elif isinstance(value, (staticmethod, classmethod)):
-        yield from _functions(value.__func__)
-    elif not isinstance(value, (type, nn.Module)):
-        called = getattr(type(value), "__call__", None)  # noqa: B004
-        if isinstance(called, types.FunctionType):
-            yield called
+def _methods_of(cls: type, asked: frozenset[str]) -> list[types.FunctionType]:
+    """Return the methods of a class that are among the names asked for, or that those call."""
+    found: dict[str, types.FunctionType] = {}
+    kept, names = _kept_by(cls), set(asked)
+    while new := [name for name in kept if name in names and name not in found]:
+        for name in new:
+            names.discard(name)
+            for function in () if isinstance(kept[name], nn.Module) else functions_in(kept[name]):
+                found[name] = function
+                names |= read(function.__code__).attributes
+    return list(found.values())
 
 
 def _resolve_attributes(
@@ -233,6 +239,8 @@ def _resolve_attributes(
 ) -> Iterator[types.FunctionType]:
     """Judge the attributes that a function may read off the block; yield the methods among them."""
     found.watched |= code.attributes - {"training"}
+    if "__dict__" in code.attributes:
+        found.obstacles.append("reads __dict__")
     own = vars(block)
     children = [
         each
@@ -241,7 +249,7 @@ def _resolve_attributes(
     ]
     for name in sorted(code.attributes - {"training"}):
         yield from _methods(block, name)
-        if name in own:
+        if name in own and name not in _REACHING:
             yield from _judge_attribute(f"self.{name}", own[name], found)
             continue
         if name == "forward" or any(name in held for held in _held(block)):
@@ -264,12 +272,13 @@ def _held(block: nn.Module) -> tuple[dict[str, Any], ...]:
 def _judge_attribute(name: str, value: Any, found: Fidelity) -> Iterator[types.FunctionType]:
     if _is_plain(value) or isinstance(value, (Tensor, nn.Module)):
         return
-    functions = list(_functions(value)) if callable(value) else []
+    functions = list(functions_in(value)) if callable(value) else []
     while isinstance(value, functools.partial):
         value = value.func
-    if not functions and not (callable(value) and _is_at_home(value)):
+    is_known = functions or (callable(value) and is_at_home(value))
+    if not is_known or has_state(value):
         found.obstacles.append(f"reads {name}, a {type(value).__name__}")
-    yield from (each for each in functions if not _is_at_home(each))
+    yield from (each for each in functions if not is_at_home(each))
 
 
 def _methods(module: nn.Module, name: str) -> Iterator[types.FunctionType]:
@@ -277,8 +286,8 @@ def _methods(module: nn.Module, name: str) -> Iterator[types.FunctionType]:
     if name == "forward" and "forward" in vars(module):
         return
     for cls in type(module).__mro__:
-        if name in vars(cls) and not _is_at_home(cls):
-            yield from _functions(vars(cls)[name])
+        if name in vars(cls) and not is_at_home(cls):
+            yield from functions_in(vars(cls)[name])
 
 
 def _is_plain(value: Any) -> bool:
@@ -291,7 +300,7 @@ def _is_plain(value: Any) -> bool:
 
 def spells_addition(module: nn.Module) -> bool:
     """Tell whether the module's own forward adds anywhere, on any way through it."""
-    return any(adds(each) or _adds_by_script(each) for each in _functions(entry(module)))
+    return any(adds(each) or _adds_by_script(each) for each in functions_in(entry(module)))
 
 
 def _adds_by_script(function: types.FunctionType) -> bool:

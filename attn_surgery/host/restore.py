@@ -9,7 +9,7 @@ from operator import is_
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Attributes:
@@ -24,19 +24,20 @@ class Attributes:
     def restore(self) -> bool:
         """Put everything back; return whether anything had been written."""
         now = vars(self.module)
-        wrote = not _same_items(now, self.values)
+        wrote = not same_items(now, self.values)
         if wrote:
             now.clear()
             now.update(self.values)
         for value, content in zip(self.held, self.contents, strict=True):
-            if (value or content) and not _same_items(value, content):
+            if (value or content) and not same_items(value, content):
                 wrote = True
                 value.clear()
                 value.extend(content) if isinstance(value, list) else value.update(content)
         return wrote
 
 
-def _same_items(a: Any, b: Any) -> bool:
+def same_items(a: Any, b: Any) -> bool:
+    """Tell whether two containers hold the very same things."""
     if len(a) != len(b):
         return False
     if isinstance(a, dict):  # the order of its names is the order of children
@@ -132,10 +133,13 @@ def likeness(module: nn.Module) -> object:
 
 def marks(module: nn.Module, usual: Collection[str] = ()) -> tuple[tuple[str, object], ...]:
     """Return what tells the attributes of a module, but for the usual ones, from another's."""
-    ignored = {*_MODULE_STATE, *usual}
-    return tuple(
-        (name, _mark(value)) for name, value in vars(module).items() if name not in ignored
-    )
+    own = own_attributes(module)
+    return tuple((name, _mark(value)) for name, value in own if name not in usual)
+
+
+def own_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a module that not every module has."""
+    return (each for each in vars(module).items() if each[0] not in _MODULE_STATE)
 
 
 def _mark(value: Any) -> object:
@@ -144,7 +148,7 @@ def _mark(value: Any) -> object:
         return repr(value)
     if isinstance(value, (list, tuple)) and all(isinstance(each, _PLAIN) for each in value):
         return repr(value)
-    return id(value)
+    return Tensor if isinstance(value, Tensor) else id(value)  # read in a graph, as buffers are
 
 
 _PLAIN = (bool, int, float, str, type(None))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.finding import ELSEWHERE, Finding, Step
-from attn_surgery.host import has_entry, runs_its_children
+from attn_surgery.host import has_entry, runs_all_below, runs_its_children
 from attn_surgery.planning.rewritten_forwards import Forwards
 from attn_surgery.rewriting import (
     Expression,
@@ -39,6 +39,7 @@ class Method:
         reason: Why the site cannot be cut.
         step: What makes the value, where the forward is rewritten.
         expression: What is wrapped in the block's own source.
+        covers: What makes its value on other ways through the block: their places, too.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Method:
     reason: str = ""
     step: Step | None = None
     expression: Expression | None = None
+    covers: frozenset[Step] = frozenset()
 
 
 def insertion(finding: Finding, name: str, after: Step | None = None) -> Insertion:
@@ -107,11 +109,11 @@ def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) ->
                 return Method("attach", step.name or "input", holder, is_before)
             obstacles.append(obstacle)
         try:
-            expression = forwards.expression(block, finding)
+            expression, covers = forwards.expression(block, finding)
         except UnfaithfulError as why:
             reason = f"cannot be rewritten ({error}) nor attached to ({obstacles[0]})"
             return Method("", step.name, reason=f"{reason} nor wrapped ({why})")
-        return Method("wrap", step.name or "input", expression=expression)
+        return Method("wrap", step.name or "input", expression=expression, covers=covers)
     return Method("rewrite", step.name if step.kind == "child" else name, step=step)
 
 
@@ -157,6 +159,10 @@ def _holder_obstacle(finding: Finding, path: str, owners: Owners) -> str:
         return f"{path!r} returns its channels last"
     if path == ELSEWHERE:
         return "the child is held outside the block"
+    if path in finding.otherwise:
+        return f"{path!r} does something else on another way through the forward"
+    if path and runs_all_below(finding.block):
+        return f"the modules below {type(finding.block).__name__} are all reached by its forward"
     target = finding.block.get_submodule(path)
     if _is_shared(target, finding.block, owners):
         return f"{path!r} is shared"

@@ -149,10 +149,13 @@ def _once(drafts: list[_Draft]) -> list[_Draft]:
     """Leave out what would be put at the same place again, to which two ways through a block lead.
 
     On each of them another step makes the value, but it is before the same child, or stands at
-    the same place in the code.
+    the same place in the code, or is passed on to where another one is wrapped.
     """
+    covered = {(each.finding.block, step) for each in drafts for step in each.method.covers}
     first: dict[object, _Draft] = {}
     for draft in drafts:
+        if (draft.finding.block, draft.finding.spot.step) in covered and not draft.method.covers:
+            continue
         method, block = draft.method, draft.finding.block
         is_around = method.name in ("attach", "wrap")
         place = (

@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
-from attn_surgery.finding import Finding
-from attn_surgery.host import likeness
+from attn_surgery.finding import Finding, Step
+from attn_surgery.host import likeness, runs_its_children
 from attn_surgery.rewriting import (
     Expression,
     Insertion,
@@ -31,7 +31,7 @@ class Forwards:
 
     def __init__(self) -> None:
         self._originals: _Remembered[Original] = _Remembered()
-        self._expressions: _Remembered[Expression] = _Remembered()
+        self._expressions: _Remembered[tuple[Expression, frozenset[Step]]] = _Remembered()
         self._rewritten: dict[object, Rewritten] = {}
 
     def original(self, block: nn.Module) -> Original:
@@ -44,8 +44,10 @@ class Forwards:
             raise UnfaithfulError("its source was wrapped before")
         return self._originals.get(likeness(block), block, lambda: original(block))
 
-    def expression(self, block: nn.Module, finding: Finding) -> Expression:
+    def expression(self, block: nn.Module, finding: Finding) -> tuple[Expression, frozenset[Step]]:
         """Return the expression in the block's own source that the attention goes around.
+
+        With it comes what makes its value on other ways through the block.
 
         Raises:
             UnfaithfulError: There is none.
@@ -54,8 +56,10 @@ class Forwards:
             raise UnfaithfulError("it runs a graph")
         if (done := alteration_of(block)) and done.insertions:
             raise UnfaithfulError("its forward was rewritten before")
+        if runs_its_children(block):
+            raise UnfaithfulError("its forward reaches all its children")
         key = likeness(block), finding.spot
-        return self._expressions.get(key, block, lambda: expression_of(block, finding.spot))
+        return self._expressions.get(key, block, lambda: expression_of(block, finding))
 
     def rewrite(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
         """Rewrite the forward of ``block``, or return what a block like it got.

@@ -6,12 +6,13 @@ whatever surgery changes below it, so that torch finds it where it put it.
 
 from __future__ import annotations
 
-import types
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.utils import parametrize
+
+from attn_surgery.rewriting.unannounced_class import unannounced_class
 
 
 def class_beneath(cls: type[nn.Module]) -> type[nn.Module]:
@@ -34,7 +35,7 @@ def rebased(cls: type[nn.Module], old: type[nn.Module], new: type[nn.Module]) ->
     before = _came_from.get(cls)
     if before is not None and (before.__bases__, _body(before)) == (bases, body):
         return before
-    made = types.new_class(cls.__name__, bases, exec_body=lambda scope: scope.update(body))
+    made = unannounced_class(cls.__name__, bases, body)
     _came_from[made] = before or cls
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from attn_surgery.dataflow import Flow, function_name
-from attn_surgery.finding import Spot, Step, path_below
+from attn_surgery.finding import Finding, Spot, Step, path_below, places_on
 from attn_surgery.host import Place, entry, ways
 from attn_surgery.rewriting.insertion import UnfaithfulError
 from attn_surgery.rewriting.read_values import Values, values_read
@@ -20,28 +21,36 @@ from attn_surgery.rewriting.wrapped_source import Definition, Expression, codes_
 from attn_surgery.tracing import Call, Trace, is_returned, trace
 
 
-def expression_of(block: nn.Module, spot: Spot) -> Expression:
+def expression_of(block: nn.Module, finding: Finding) -> tuple[Expression, frozenset[Step]]:
     """Return the expression whose value is to pass through an attention.
 
     It is the one that makes the value, or, where that is not in a method of the block's own or
-    not all are to get the result, the operand of the one step that takes it.
+    not all are to get the result, the operand of the one step that takes it. On other ways
+    through the block it is a place for attention, too, or not evaluated.
 
     Args:
         block: The module, as the host has it.
-        spot: Where the value is held in its forward.
+        finding: The place in its forward.
+
+    Returns:
+        The expression, and what makes its value on the other ways, for which it stands, too.
 
     Raises:
         UnfaithfulError: There is no such expression, or it is passed more than once.
     """
     failure = "it is on no way that could be followed"
     for way in ways(block):
-        modes = [_Source(block, way, training=training) for training in (False, True)]
-        for choose in (_Source.making, _Source.taking):
-            found, failures = zip(*(each.all_ways(choose, spot) for each in modes), strict=True)
+        modes = [_Source(block, way, finding, training=training) for training in (False, True)]
+        # of a value that is looked up not all ways are known that make it
+        is_looked_up = any(block in flow.trace.looked_up for each in modes for flow in each.flows)
+        for choose in (_Source.taking,) if is_looked_up else (_Source.making, _Source.taking):
+            all_ways = (each.all_ways(choose, finding.spot) for each in modes)
+            found, failures = zip(*all_ways, strict=True)
             first, *others = [each for mode in found for each in mode] or [[]]
             common = [one for one in first if all(one in each for each in others)]
             if common and all(found):
-                return common[0]
+                covered = (each.covered.get(common[0], ()) for each in modes)
+                return common[0], frozenset(itertools.chain.from_iterable(covered))
             failure = next(filter(None, failures), "several places in the code make or take it")
     raise UnfaithfulError(failure)
 
@@ -97,11 +106,20 @@ class _Chosen:
 class _Source:
     """The methods of a block, and the ways through them."""
 
-    def __init__(self, block: nn.Module, way: frozenset[str], *, training: bool):
+    def __init__(self, block: nn.Module, way: frozenset[str], finding: Finding, *, training: bool):
         self.block = block
         self.way = way
         self.training = training
         self.flows = [Flow(each) for each in self._traces()]
+        self.steps = {
+            flow: [each.spot.step for each in places_on(flow, finding)] for flow in self.flows
+        }
+        """Per way, what makes the values that attention could have there."""
+        leading = [flow for flow, steps in self.steps.items() if finding.spot.step in steps]
+        # a block that is the branch of another's addition has no place of its own
+        self.leading = leading or self.flows
+        self.covered: dict[Expression, list[Step]] = {}
+        """Of each expression, what makes its value on other ways."""
         self.methods = dict(_methods(block))
         """Per code that the block runs as its own, the method that it is in."""
 
@@ -115,30 +133,53 @@ class _Source:
         """Return the expressions that each way shows, and why one shows none where none does."""
         chosen: list[_Chosen] = []
         failure = "it is not on the way of both modes"
-        for flow in self.flows:
+        for flow in self.leading:
             try:
                 chosen.append(choose(self, flow, spot))
             except UnfaithfulError as error:
                 failure = str(error)
         found: list[list[Expression]] = []
-        for each, values in zip(chosen, self._values(chosen), strict=True):
-            worth = [one for one in each.expressions if each.is_worth(values.get(one, []))]
+        values = self._values(chosen)
+        others = [each for each in self.flows if each not in self.leading]
+        may_cover = choose is _Source.taking
+        for each in chosen:
+            own = values.get(each.flow, {})
+            worth = [
+                one
+                for one in each.expressions
+                if each.is_worth(own.get(one, []))
+                and all(self._covers(way, one, values[way], may=may_cover) for way in others)
+            ]
             if len(worth) == 1 or (worth and each.are_calls):
                 found.append(worth)
             else:
                 failure = f"it is {'no' if not worth else 'more than one'} operand of {each.text!r}"
         return found, "" if found else failure
 
-    def _values(self, chosen: list[_Chosen]) -> list[Values]:
-        """Return what the expressions are worth on the ways for which they were chosen."""
+    def _covers(self, way: Flow, expression: Expression, values: Values, *, may: bool) -> bool:
+        """Tell whether an expression is not evaluated on a way, or is its place for attention."""
+        nodes = {each.name: each for each in way.trace.graph.nodes}
+        for name in values.get(expression, []):
+            places = {
+                step: _node_of(way, self.block, step) for step in self.steps[way] if step.name
+            }
+            steps = [step for step, each in places.items() if way.becomes(nodes[name], each)]
+            if not (steps and may):
+                return False
+            self.covered.setdefault(expression, []).extend(steps)
+        return True
+
+    def _values(self, chosen: list[_Chosen]) -> dict[Flow, Values]:
+        """Return what the expressions are worth on each way."""
         expressions = {each for one in chosen for each in one.expressions}
         if not expressions:
-            return []
+            return {}
         methods = dict(self.methods.values())
         with values_read(self.block, methods, expressions) as read:
             traces = self._traces()
-        by_flow = dict(zip(self.flows, traces, strict=True))
-        return [read.get(by_flow[each.flow].graph, {}) for each in chosen]
+        return {
+            flow: read.get(each.graph, {}) for flow, each in zip(self.flows, traces, strict=True)
+        }
 
     def making(self, flow: Flow, spot: Spot) -> _Chosen:
         """Choose what makes the value, as one way shows it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import types
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -39,6 +38,7 @@ from attn_surgery.rewriting.generated_forward import original
 from attn_surgery.rewriting.hooks import listening
 from attn_surgery.rewriting.insertion import UnfaithfulError
 from attn_surgery.rewriting.replaced_modules import put_back, replaced_by
+from attn_surgery.rewriting.unannounced_class import unannounced_class
 from attn_surgery.rewriting.watched_attributes import watching_setters
 from attn_surgery.rewriting.wrapped_source import wrapped_methods
 
@@ -120,7 +120,7 @@ def _is_patched(module: nn.Module, base: type[nn.Module]) -> bool:
 
 
 def _subclass(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
-    return types.new_class(base.__name__, (base,), exec_body=lambda scope: scope.update(body))
+    return unannounced_class(base.__name__, (base,), body)
 
 
 def renew(module: nn.Module, done: Alteration) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.host import is_machinery
+from attn_surgery.host import is_machinery, put_back_afterwards
 
 _CONTAINERS = "torch.nn.modules.container"
 
@@ -46,23 +46,23 @@ class ForeignReads:
     def noted(self) -> Iterator[None]:
         """Note what is read meanwhile."""
         classes = {type(each) for each in self._modules.values()}
-        with ExitStack() as stack:
-            for cls in classes:
-                if not issubclass(cls, torch.jit.ScriptModule):
-                    stack.enter_context(self._told_by(cls))
-            yield
+        before = {
+            cls: vars(cls).get("__getattribute__")
+            for cls in classes
+            if not issubclass(cls, torch.jit.ScriptModule)
+        }
 
-    @contextmanager
-    def _told_by(self, cls: type[nn.Module]) -> Iterator[None]:
-        own = vars(cls).get("__getattribute__")
-        cls.__getattribute__ = self._telling(cls.__getattribute__)
-        try:
+        def put_back() -> None:
+            for cls, own in before.items():
+                if own is not None:
+                    cls.__getattribute__ = own
+                elif "__getattribute__" in vars(cls):
+                    del cls.__getattribute__
+
+        with put_back_afterwards(put_back):
+            for cls in before:
+                cls.__getattribute__ = self._telling(cls.__getattribute__)
             yield
-        finally:
-            if own is None:
-                del cls.__getattribute__
-            else:
-                cls.__getattribute__ = own
 
     def _telling(self, original: Callable[..., Any]) -> Any:
         def read(module: nn.Module, name: str) -> Any:

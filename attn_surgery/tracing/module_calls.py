@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.fx import _symbolic_trace
 
 from attn_surgery.host import put_back_afterwards
+
+T = TypeVar("T")
 
 
 class _AtWork(threading.local):
@@ -37,11 +39,28 @@ def modules_intercepted() -> Iterator[None]:
         call, read = nn.Module.__call__, nn.Module.__getattr__
 
         def put_back() -> None:
+            _remembered.clear()
             nn.Module.__call__, nn.Module.__getattr__ = call, read
 
         with put_back_afterwards(put_back):
             nn.Module.__call__, nn.Module.__getattr__ = _called(call), _read(read)
             yield
+
+
+def remembered(key: object, make: Callable[[], T]) -> T:
+    """Return what was made for a key while modules are intercepted, or make it.
+
+    The code of the host stays what it is as long as that.
+    """
+    with _lock:
+        if not hasattr(nn.Module.__call__, _PATCHED):
+            return make()
+        if key not in _remembered:
+            _remembered[key] = make()
+        return _remembered[key]
+
+
+_remembered: dict[object, Any] = {}
 
 
 @contextmanager
@@ -76,9 +95,11 @@ def _called(original: Any) -> Any:
 def _read(original: Any) -> Any:
     @functools.wraps(original)
     def read(module: nn.Module, name: str) -> Any:
-        value, tracer = original(module, name), _at_work.tracer
+        tracer = _at_work.tracer
         if tracer is None:
-            return value
+            return original(module, name)
+        plain = tracer.plain_tensors.get(id(vars(module)), {})
+        value = plain[name] if name in plain else original(module, name)
         if value is None:  # a parameter or a child that may be set later
             tracer.foreign.note(module, name, value)
         return tracer.getattr(name, value, {})

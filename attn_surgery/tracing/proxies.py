@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 from torch.nn.modules.conv import _ConvNd
 
-from attn_surgery.host import entry_name, put_back_afterwards, steps_from
+from attn_surgery.host import entry_name, steps_from
 
 
 class Value(fx.Proxy):
@@ -22,7 +24,14 @@ class Value(fx.Proxy):
     """
 
     def __getattr__(self, k: str) -> Any:
-        return ValueOfAttribute(self, k)
+        if not hasattr(Tensor, k) and _is_asked_for(sys._getframe(1)):
+            self._guess(0)
+            raise AttributeError(k)
+        return self._of_attribute(self, k)
+
+    @property
+    def _of_attribute(self) -> type[ValueOfAttribute]:
+        return ValueOfAttribute
 
     def __int__(self) -> int:
         return self._guess(8)
@@ -34,6 +43,8 @@ class Value(fx.Proxy):
         return self._guess(4)
 
     def __hash__(self) -> int:
+        tracer: Any = self.tracer
+        tracer.looked_up.append(tracer.stack[-1].module)
         self._guess(0)  # finding it in a set or a dict is a test, too
         return id(self)
 
@@ -65,6 +76,26 @@ class Value(fx.Proxy):
 
 class ValueOfAttribute(Value, Attribute):
     """An attribute of a traced value, or a method that is about to be called."""
+
+
+class ValueWithClass(Value):
+    """A traced value whose ``__class__``, to a forward that reads it, is that of a tensor.
+
+    What asks for it in C gets the real one: it would take the value for a tensor. Not all values
+    are such, as every test of a value's type asks for it.
+    """
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return kind_of(self.node) if _reads_class(sys._getframe(1)) else type(self)
+
+    @property
+    def _of_attribute(self) -> type[ValueOfAttribute]:
+        return AttributeWithClass
+
+
+class AttributeWithClass(ValueWithClass, ValueOfAttribute):
+    """An attribute of one."""
 
 
 def _elements(node: fx.Node) -> int | None:
@@ -144,33 +175,27 @@ def _is_number(node: fx.Node) -> bool:
     return from_operators and all(_is_number(each) for each in node.all_input_nodes)
 
 
-@contextmanager
-def taken_for_tensors(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let the forwards of these modules see tensors where they ask whether values are.
-
-    Nobody else may: torch's own code would take what is told to be a tensor for one.
-    """
-    scopes = {
-        id(scope): scope
-        for forward in {getattr(cls, entry_name(cls), None) for cls in {type(m) for m in modules}}
-        if "isinstance" in getattr(getattr(forward, "__code__", None), "co_names", ())
-        and "isinstance" not in (scope := getattr(forward, "__globals__", {}))
-    }
-
-    def put_back() -> None:
-        for scope in scopes.values():
-            scope.pop("isinstance", None)
-
-    with put_back_afterwards(put_back):
-        for scope in scopes.values():
-            scope["isinstance"] = _is_instance
-        yield
+def kind_of(node: fx.Node) -> type:
+    """Return the type of what the node stands for, as far as a forward may ask."""
+    if _is_shape(node):
+        return torch.Size
+    return int if _is_number(node) else Tensor
 
 
-def _is_instance(value: Any, kinds: Any) -> bool:
-    if isinstance(value, Value):
-        return issubclass(Tensor, kinds) and not _is_number(value.node)
-    return isinstance(value, kinds)
+def _reads_class(frame: types.FrameType) -> bool:
+    step = steps_from(frame.f_code, frame.f_lasti)[0]
+    return step.opname == "LOAD_ATTR" and step.argval == "__class__" and _is_hosts(frame)
+
+
+def _is_asked_for(frame: types.FrameType) -> bool:
+    """Tell whether the host asks if there is an attribute, and does not just read it."""
+    step = steps_from(frame.f_code, frame.f_lasti)[0].opname
+    return step not in ("LOAD_ATTR", "LOAD_METHOD") and _is_hosts(frame)
+
+
+def _is_hosts(frame: types.FrameType) -> bool:
+    home = str(frame.f_globals.get("__name__", ""))
+    return home.partition(".")[0] not in ("torch", "attn_surgery", "einops")
 
 
 class Watched:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from attn_surgery.host import Place, is_machinery
+from attn_surgery.host import Place, is_machinery, put_back_afterwards
 
 RETURNED = "returned"
 
@@ -31,11 +31,9 @@ def returns_noted() -> Iterator[None]:
             place = caller.f_code, caller.f_lasti
             value.node.meta.setdefault(RETURNED, set()).add((place, frame.f_code))
 
-    sys.setprofile(note)
-    try:
+    with put_back_afterwards(lambda: sys.setprofile(before)):
+        sys.setprofile(note)
         yield
-    finally:
-        sys.setprofile(before)
 
 
 def is_returned(node: fx.Node, place: Place, function: types.CodeType) -> bool:

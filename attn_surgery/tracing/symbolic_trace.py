@@ -10,16 +10,30 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from attn_surgery.errors import is_exhausted
-from attn_surgery.host import Attributes, entry, entry_name, in_mode, signature
+from attn_surgery.host import (
+    Attributes,
+    ReachableState,
+    entry,
+    entry_name,
+    in_mode,
+    put_back_afterwards,
+    reached_by_code,
+    signature,
+)
+from attn_surgery.tracing.asked_types import taken_for_tensors
 from attn_surgery.tracing.einops_calls import recorded_patterns
-from attn_surgery.tracing.proxies import Watched, taken_for_tensors
+from attn_surgery.tracing.module_calls import remembered
+from attn_surgery.tracing.proxies import Watched
 from attn_surgery.tracing.returned_values import returns_noted
+from attn_surgery.tracing.set_aside import set_aside
 from attn_surgery.tracing.tensor_factories import recorded_factories
 from attn_surgery.tracing.trace_graph import Trace
 from attn_surgery.tracing.tracer import Tracer, known_type, one_line
@@ -77,10 +91,16 @@ def trace(
 
 def _run(tracer: Tracer, training: bool) -> Trace | str:
     root, tracer.outermost = tracer.root_call.module, _run.__code__
-    with _prepared(tracer, training):
-        # those that are never called have methods that write, too
-        own = [each for each in root.modules() if each is root or not _is_torchs(each)]
+    modules = list(root.modules())
+    # those that are never called have methods that write, too
+    own = [each for each in modules if each is root or not _is_torchs(each)]
+    with _prepared(tracer, modules, own, training):
         tracer.before = {each: Attributes(each) for each in own}
+        kinds = {type(each) for each in own}
+        reached = (
+            remembered((reached_by_code, cls), partial(reached_by_code, cls)) for cls in kinds
+        )
+        reachable = ReachableState(own, chain.from_iterable(reached))
         try:
             with _noted(tracer):
                 graph = tracer.trace(root)
@@ -89,7 +109,7 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
                 raise
             graph = one_line(error)
         finally:
-            wrote = [before.restore() for before in tracer.before.values()]
+            wrote = [before.restore() for before in (*tracer.before.values(), reachable)]
     if isinstance(graph, str):
         return graph
     output = graph.output_node()
@@ -101,6 +121,7 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         calls=[*tracer.calls, tracer.root_call],
         opaque=tracer.opaque,
         branched=tracer.branched,
+        looked_up=tracer.looked_up,
         wrote=any(wrote),
         constants=tracer.constants,
         reentered=tracer.reentered,
@@ -121,14 +142,23 @@ def _is_torchs(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _prepared(tracer: Tracer, training: bool) -> Iterator[None]:
-    root = tracer.root_call.module
-    modules = list(root.modules())
+def _prepared(
+    tracer: Tracer, modules: list[nn.Module], own: list[nn.Module], training: bool
+) -> Iterator[None]:
     if tracer.inline:
         tracer.unusual = unusual_convolutions(modules)
-    with warnings.catch_warnings(), in_mode(modules, training), _watching(tracer, modules):
+    with (
+        warnings.catch_warnings(),
+        set_aside(tracer, own),
+        in_mode(modules, training),
+        _watching(tracer, modules),
+    ):
         warnings.simplefilter("ignore")
-        with recorded_factories(tracer), recorded_patterns(tracer), taken_for_tensors(modules):
+        with (
+            recorded_factories(tracer),
+            recorded_patterns(tracer),
+            taken_for_tensors(tracer, modules),
+        ):
             yield
 
 
@@ -139,13 +169,8 @@ def _watching(tracer: Tracer, modules: list[nn.Module]) -> Iterator[None]:
     patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
     callers = {_caller(type(child)) for child in (tracer.root_call.module, *children)} - {None}
     calls = {cls: vars(cls)["__call__"] for cls in callers if cls is not None}
-    try:
-        for child in children:
-            vars(child)["forward"] = Watched(tracer, child)
-        for cls, call in calls.items():
-            cls.__call__ = _told(tracer, call)
-        yield
-    finally:
+
+    def put_back() -> None:
         for cls, call in calls.items():
             cls.__call__ = call
         for child in children:
@@ -153,6 +178,13 @@ def _watching(tracer: Tracer, modules: list[nn.Module]) -> Iterator[None]:
                 vars(child)["forward"] = patched[child]
             else:
                 vars(child).pop("forward", None)
+
+    with put_back_afterwards(put_back):
+        for child in children:
+            vars(child)["forward"] = Watched(tracer, child)
+        for cls, call in calls.items():
+            cls.__call__ = _told(tracer, call)
+        yield
 
 
 def _caller(cls: type[nn.Module]) -> type[nn.Module] | None:

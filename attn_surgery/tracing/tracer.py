@@ -11,6 +11,7 @@ import math
 import sys
 import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +31,14 @@ from attn_surgery.host import (
 from attn_surgery.tracing.einops_calls import called_for, is_layer_of_patterns
 from attn_surgery.tracing.foreign_reads import ForeignReads
 from attn_surgery.tracing.module_calls import at_work, modules_intercepted
-from attn_surgery.tracing.proxies import Value, Watched, is_primitive, listings_noted
+from attn_surgery.tracing.proxies import (
+    Value,
+    ValueWithClass,
+    Watched,
+    is_primitive,
+    listings_noted,
+)
+from attn_surgery.tracing.set_aside import shown
 from attn_surgery.tracing.trace_graph import Call, baked_constant, note_owner
 
 
@@ -58,6 +66,7 @@ class Tracer(fx.Tracer):
         self.asked = 0
         self.made = 0
         self.branched: list[nn.Module] = []
+        self.looked_up: list[nn.Module] = []
         self.constants = False
         self.reentered = False
         self.lists_children = False
@@ -65,6 +74,11 @@ class Tracer(fx.Tracer):
         self.before: dict[nn.Module, Attributes] = {}
         self.attribute_proxies: dict[int, fx.Proxy] = {}
         self.unusual: set[nn.Module] = set()
+        self.value_class: type[Value] = Value
+        self.plain_tensors: dict[int, dict[str, Tensor]] = {}
+        """Of each module, by the identity of its attributes, those that are no buffers."""
+        self.hiding: list[tuple[dict[str, Any], str]] = []
+        """Those of them that hide attributes of their classes: where, and under which name."""
         self.outermost = Tracer.__init__.__code__
         """The code of the function in which the tracer is run."""
 
@@ -95,9 +109,7 @@ class Tracer(fx.Tracer):
                 args.append(value)
 
         def forward(*values: Any) -> Any:
-            if self.inline:
-                return bound(*values, **kwargs)
-            with listings_noted(self, root):
+            with shown(self), nullcontext() if self.inline else listings_noted(self, root):
                 return bound(*values, **kwargs)
 
         return forward, args
@@ -205,7 +217,7 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Stand for the node's value."""
-        return Value(node, self)
+        return self.value_class(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node that knows its call and, in a rewritten forward, its place in the code."""
@@ -255,7 +267,9 @@ class Tracer(fx.Tracer):
         """The names of the root's tensors, by identity."""
         names = {id(tensor): name for tensor, name in self.tensor_attrs.items()}
         for module, path in (self.submodule_paths or {}).items():
-            for name, tensor in (*module._buffers.items(), *module._parameters.items()):
+            plain = self.plain_tensors.get(id(vars(module)), {})
+            held = (*module._buffers.items(), *module._parameters.items(), *plain.items())
+            for name, tensor in held:
                 if tensor is not None:
                     names.setdefault(id(tensor), f"{path}.{name}".removeprefix("."))
         return names
@@ -299,9 +313,11 @@ def one_line(error: Exception) -> str:
     if isinstance(error, TraceError):
         return "needs to know what a tensor holds, to unpack it"
     text = f"{type(error).__name__}: {error}".splitlines()[0]
-    for name in (f"{Value.__module__}.{Value.__qualname__}", "torch.fx.proxy.Proxy"):
-        text = text.replace(f"<class '{name}'>", "a traced tensor")
-    return text.replace("'Value'", "'Tensor'").replace("'Proxy'", "'Tensor'")
+    if "instead found type 'Value" in text:  # no tensor, to TorchScript
+        return "calls a function that TorchScript compiled, which cannot be followed"
+    for cls in (Value, ValueWithClass, fx.Proxy):
+        text = text.replace(str(cls), "a traced tensor").replace(f"'{cls.__name__}'", "'Tensor'")
+    return text
 
 
 def _is_users_function(target: Any) -> bool:

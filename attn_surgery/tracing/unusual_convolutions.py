@@ -1,7 +1,8 @@
 """Convolutions whose forward somebody else wrote: which of them still map as a convolution does.
 
 Most only prepare their weight or their padding, and are steps like any other convolution. Others
-run it over something else than a map, ``(T, N, C, *spatial)`` for one, and have to be followed.
+run it over something else than a map, ``(T, N, C, *spatial)`` for one, or are residual blocks of
+their own, and have to be followed.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.errors import is_exhausted
-from attn_surgery.host import marks, meta_copy
+from attn_surgery.host import marks, meta_copy, spells_addition
 
 _known: WeakKeyDictionary[type[nn.Module], dict[object, bool]] = WeakKeyDictionary()
 """Whether a convolution of this class, with these attributes, maps as a convolution does."""
 
-_USUAL = frozenset(vars(nn.Conv1d(1, 1, 1)))
+_USUAL = frozenset(vars(nn.Conv1d(1, 1, 1, device="meta")))  # which draws nothing
 """The attributes of every convolution, which do not change what it does to dims and channels."""
 
 
 def unusual_convolutions(modules: Iterable[nn.Module]) -> set[nn.Module]:
-    """Return the convolutions that do not map ``(N, C, *spatial)`` to ``(N, C', *spatial)``."""
+    """Return the convolutions that do not map ``(N, C, *spatial)`` to ``(N, C', *spatial)``.
+
+    Nor does one, of whatever shape, that adds its input to what it computes.
+    """
     written = (each for each in modules if isinstance(each, _ConvNd) and _is_written_anew(each))
     return {each for each in written if not _is_usual(each)}
 
@@ -38,21 +42,41 @@ def _is_usual(conv: _ConvNd) -> bool:
     known = _known.setdefault(type(conv), {})
     alike = marks(conv, _USUAL)
     if alike not in known:
-        known[alike] = _maps_as_a_convolution(conv)
+        known[alike] = _maps_as_a_convolution(conv) and not _adds_its_input(conv)
     return known[alike]
 
 
 def _maps_as_a_convolution(conv: _ConvNd) -> bool:
     """Try a copy of it, on the meta device."""
     copied = meta_copy(conv)
+    result = _tried(copied, torch.device("meta"))
+    return (
+        isinstance(result, torch.Tensor)
+        and result.dim() == 2 + len(conv.kernel_size)
+        and result.shape[:2] == (2, conv.out_channels)
+    )
+
+
+def _adds_its_input(conv: _ConvNd) -> bool:
+    """Tell whether anything is left of its input where all its weights are zero."""
+    if not spells_addition(conv):
+        return False
+    copied = meta_copy(conv).to_empty(device="cpu")
+    with torch.no_grad():
+        for each in (*copied.parameters(), *copied.buffers()):
+            each.zero_()
+    result = _tried(copied, torch.device("cpu"))
+    return isinstance(result, torch.Tensor) and bool(result.count_nonzero())
+
+
+def _tried(conv: _ConvNd, device: torch.device) -> object:
+    """Return what a convolution makes of a map of ones; None where it fails."""
     needed = [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-    given = torch.empty(2, conv.in_channels, *(2 * size + 2 for size in needed), device="meta")
+    given = torch.ones(2, conv.in_channels, *(2 * size + 2 for size in needed), device=device)
     try:
         with torch.no_grad():
-            result = copied.forward(given.to(copied.weight.dtype))
+            return conv.forward(given.to(conv.weight.dtype))
     except Exception as error:
         if is_exhausted(error):
             raise
-        return False
-    is_map = isinstance(result, torch.Tensor) and result.dim() == given.dim()
-    return is_map and result.shape[:2] == (2, conv.out_channels)
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -29,12 +30,13 @@ def network(noted: Callable[[], None]) -> nn.Module:
 
 
 def test_all_traces_of_a_plan_share_what_is_written():
-    seen: list[Any] = []
+    notes: SimpleQueue[Any] = SimpleQueue()  # a list would be put back as it was
     before = nn.Module.__call__, nn.Module.__getattr__
-    noted = lambda: seen.append((nn.Module.__call__, nn.Module.__getattr__))  # noqa: E731
+    noted = lambda: notes.put((nn.Module.__call__, nn.Module.__getattr__))  # noqa: E731
     holder = nn.Module()  # which has no forward: its blocks are traced one by one
     holder.blocks = nn.ModuleList([Block(4, noted), Block(8, noted)])
     attn_surgery.plan(holder)
+    seen = [notes.get() for _ in range(notes.qsize())]
     assert len(seen) >= 2
     assert len(set(seen)) == 1
     assert seen[0] != before
@@ -53,15 +55,16 @@ def test_it_is_put_back_when_a_plan_fails():
 
 
 def test_other_threads_run_their_modules_as_ever():
-    other, results = nn.Linear(2, 2), []
+    other, results = nn.Linear(2, 2), SimpleQueue[Any]()
 
     def run() -> None:
-        thread = Thread(target=lambda: results.append((other.weight, other(torch.ones(1, 2)))))
+        thread = Thread(target=lambda: results.put((other.weight, other(torch.ones(1, 2)))))
         thread.start()
         thread.join()
 
     attn_surgery.plan(network(run))
-    assert results
-    for weight, result in results:
+    assert not results.empty()
+    while not results.empty():
+        weight, result = results.get()
         assert weight is other.weight
         assert torch.equal(result, other(torch.ones(1, 2)))

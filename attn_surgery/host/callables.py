@@ -1,0 +1,53 @@
+"""What calling a value runs, whose it is, and what it goes by."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+PURE_HOMES = frozenset(
+    "torch math operator _operator functools _functools itertools typing collections einops".split()
+)
+"""The packages whose functions a trace shows."""
+
+
+def is_at_home(value: Any) -> bool:
+    """Tell whether ``value`` belongs to torch or to the pure part of the standard library."""
+    home = getattr(value, "__module__", None)
+    if home is None:  # torch.add and its like are methods of a class that has a module
+        home = getattr(getattr(value, "__self__", None), "__module__", None)
+    return (home or "").partition(".")[0] in PURE_HOMES
+
+
+def functions_in(value: Any) -> Iterator[types.FunctionType]:
+    """Yield the Python functions that calling ``value`` runs."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    value = getattr(value, "__func__", value)
+    if isinstance(value, types.FunctionType):
+        yield value
+    elif isinstance(value, property) and value.fget is not None:
+        yield from functions_in(value.fget)
+    elif isinstance(value, (staticmethod, classmethod)):
+        yield from functions_in(value.__func__)
+    elif not isinstance(value, (type, nn.Module)):
+        called = getattr(type(value), "__call__", None)  # noqa: B004
+        if isinstance(called, types.FunctionType):
+            yield called
+
+
+def has_state(value: Any) -> bool:
+    """Tell whether calling an object, or a method of one, goes by what the object holds."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    if isinstance(value, types.MethodType):
+        value = value.__self__
+    elif not isinstance(getattr(type(value), "__call__", None), types.FunctionType):  # noqa: B004
+        return False
+    if isinstance(value, (nn.Module, type)) or is_at_home(type(value)):
+        return False
+    return bool(getattr(value, "__dict__", None)) or hasattr(type(value), "__slots__")

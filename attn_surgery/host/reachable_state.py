@@ -1,0 +1,240 @@
+"""What a forward may write on besides its module: what its attributes, class and globals hold."""
+
+from __future__ import annotations
+
+import collections
+import operator
+import random
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from attn_surgery.host.restore import own_attributes, same_items
+
+_MOST = 2_000
+_DEEPEST = 4
+_SMALL = 1 << 16
+
+_CONTAINERS = (
+    list,
+    dict,
+    set,
+    collections.deque,
+    collections.OrderedDict,
+    collections.defaultdict,
+    collections.Counter,
+)
+"""Of other classes, what they derive from these or not, nothing is known."""
+_WHOLE = (nn.Module, types.ModuleType, types.FunctionType, types.MethodType, str, bytes)
+_PLAIN = (bool, int, float, str, type(None))
+_NOT_THE_HOSTS = frozenset("attn_surgery torch logging threading builtins numpy".split())
+
+
+class ReachableState:
+    """All that is reached from some modules in a few steps, and by their code, to be put back.
+
+    Args:
+        modules: What is going to be run.
+        others: What else their code reaches, as `reached_by_code` tells.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], others: Iterable[Any]):
+        self._kept: list[_Kept] = []
+        self._seen: set[int] = set()
+        attributes = (value for module in modules for _, value in own_attributes(module))
+        for value in (*attributes, *others):
+            self._note(value, _DEEPEST)
+
+    def _note(self, value: Any, depth: int) -> None:
+        if isinstance(value, _PLAIN) or id(value) in self._seen:
+            return
+        if not depth or len(self._seen) > _MOST:
+            return
+        if (kept := _kept(value)) is not None:
+            self._kept.append(kept)
+        elif not isinstance(value, (tuple, types.FunctionType)):
+            return
+        self._seen.add(id(value))
+        for each in _within(value):
+            self._note(each, depth - 1)
+
+    def restore(self) -> bool:
+        """Put everything back; return whether anything had been written."""
+        wrote = [each.put_back() for each in self._kept]
+        return any(wrote)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A global of the host's."""
+
+    scope: dict[str, Any]
+    name: str
+
+    def get(self) -> Any:
+        """Return its value."""
+        return self.scope.get(self.name)
+
+    def set(self, value: Any) -> None:
+        """Give it another value."""
+        self.scope[self.name] = value
+
+
+class _Kept:
+    """One thing that can be written on: how it is read and written, and what it held."""
+
+    def __init__(
+        self,
+        read: Callable[[], Any],
+        write: Callable[[Any], object],
+        same: Callable[[Any, Any], bool],
+    ):
+        self.read, self.write, self.same = read, write, same
+        self.content = read()
+
+    def put_back(self) -> bool:
+        if self.same(self.read(), self.content):
+            return False
+        self.write(self.content)
+        return True
+
+
+def _kept(value: Any) -> _Kept | None:
+    if type(value) in _CONTAINERS:
+        return _Kept(value.copy, lambda content: _refill(value, content), same_items)
+    if isinstance(value, type):
+        return _Kept(lambda: dict(vars(value)), lambda own: _reset(value, own), same_items)
+    if isinstance(value, Variable):
+        return _Kept(value.get, value.set, operator.is_)
+    if isinstance(value, types.CellType):
+        return _Kept(lambda: _content(value), lambda held: _fill(value, held), operator.is_)
+    if isinstance(value, Tensor):
+        is_left = isinstance(value, nn.Parameter) or value.is_meta or value.numel() > _SMALL
+        return None if is_left else _kept_tensor(value)
+    if isinstance(value, numpy.ndarray):
+        return _Kept(value.copy, lambda old: value.__setitem__(..., old), numpy.array_equal)
+    if isinstance(value, torch.Generator):
+        return _Kept(value.get_state, value.set_state, torch.equal)
+    if isinstance(value, random.Random):
+        return _Kept(value.getstate, value.setstate, operator.eq)
+    if isinstance(value, numpy.random.Generator):
+        made_by = value.bit_generator
+        return _Kept(lambda: made_by.state, lambda old: setattr(made_by, "state", old), _same_text)
+    if _is_an_object(value):
+        own = vars(value)
+        return _Kept(own.copy, lambda content: _refill(own, content), same_items)
+    return None
+
+
+def _kept_tensor(tensor: Tensor) -> _Kept:
+    return _Kept(
+        lambda: (tensor._version, tensor.detach().clone()),
+        lambda old: tensor.detach().copy_(old[1]),
+        lambda now, old: now[0] == old[0],
+    )
+
+
+def _same_text(a: Any, b: Any) -> bool:
+    return str(a) == str(b)
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(content)
+    else:
+        container.extend(content)
+
+
+def _reset(cls: type, own: dict[str, Any]) -> None:
+    now = dict(vars(cls))
+    for name in now.keys() - own.keys():
+        delattr(cls, name)
+    for name, value in own.items():
+        if now.get(name) is not value:
+            setattr(cls, name, value)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return _EMPTY
+
+
+def _fill(cell: types.CellType, content: Any) -> None:
+    if content is _EMPTY:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = content
+
+
+_EMPTY = object()
+
+
+def _within(value: Any) -> list[Any]:
+    """Return what a thing holds that can be written on in turn."""
+    if type(value) in _CONTAINERS:
+        return list(value.values() if isinstance(value, dict) else value)
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, types.FunctionType):
+        return [] if _is_others(value) else list(value.__closure__ or ())
+    if isinstance(value, (Variable, types.CellType)):
+        return [value.get() if isinstance(value, Variable) else _content(value)]
+    if isinstance(value, type):
+        return [each for each in vars(value).values() if type(each) in _CONTAINERS]
+    return list(vars(value).values()) if _is_an_object(value) else []
+
+
+def _is_an_object(value: Any) -> bool:
+    """Tell whether a value is one of the host's own classes, with attributes to be set."""
+    if isinstance(value, (type, *_WHOLE)) or not isinstance(getattr(value, "__dict__", None), dict):
+        return False
+    return type(value).__module__.partition(".")[0] not in _NOT_THE_HOSTS
+
+
+def reached_by_code(kind: type) -> list[Any]:
+    """Return what the methods of a class can write on: it and its bases, and their variables."""
+    found: list[Any] = [cls for cls in kind.__mro__ if not _is_others(cls)]
+    for function in functions_run_by(kind):
+        found += function.__closure__ or ()
+        found += _variables(function.__globals__, function.__code__.co_names)
+    return found
+
+
+def functions_run_by(kind: type) -> Iterator[types.FunctionType]:
+    """Yield the methods of a class of the host's, and the functions that they call by name."""
+    classes = (cls for cls in kind.__mro__ if not _is_others(cls))
+    pending = [each for cls in classes for each in vars(cls).values()]
+    seen: set[int] = set()
+    while pending:
+        function = pending.pop()
+        function = getattr(function, "__func__", function)
+        if not isinstance(function, types.FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        if not _is_others(function):
+            yield function
+            scope, cells = function.__globals__, function.__closure__ or ()
+            pending += [_content(each) for each in cells]
+            pending += [scope[name] for name in function.__code__.co_names if name in scope]
+
+
+def _is_others(value: Any) -> bool:
+    return (value.__module__ or "").partition(".")[0] in _NOT_THE_HOSTS
+
+
+def _variables(scope: dict[str, Any], names: Iterable[str]) -> list[Variable]:
+    """Return those of some globals that may be set anew or written on."""
+    values = ((name, scope[name]) for name in names if name in scope)
+    return [
+        Variable(scope, name)
+        for name, value in values
+        if not isinstance(value, (type, *_WHOLE)) or isinstance(value, (str, bytes))
+    ]
