@@ -83,31 +83,35 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
             key = (finding.block, finding.spot)
             if key not in found or found[key].refusal:
                 found[key] = finding
+    known = [
+        (flow, {(each.block, path) for each in new if not each.refusal for path in _beside(each)})
+        for flow, new in ways
+    ]
     result.findings = [
-        replace(each, otherwise=frozenset(_otherwise(each, ways))) for each in found.values()
+        replace(each, otherwise=frozenset(_otherwise(each, known))) for each in found.values()
     ]
     return result
 
 
-def _otherwise(finding: Finding, ways: list[tuple[Flow, list[Finding]]]) -> Iterator[str]:
+def _beside(finding: Finding) -> list[str]:
+    """Return the paths, inside the block, of the modules that make the value and take it."""
+    paths = (finding.spot.source, finding.spot.taker)
+    return [path for path in paths if path and path != ELSEWHERE]
+
+
+def _otherwise(
+    finding: Finding, ways: list[tuple[Flow, set[tuple[nn.Module, str]]]]
+) -> Iterator[str]:
     """Yield the modules by which the value is made or taken, but not on all ways they are called.
 
     Where a forward looks a value up, which other ways there are is not known.
     """
-    spot, block = finding.spot, finding.block
-    for path in dict.fromkeys(filter(None, (spot.source, spot.taker))):
-        if path == ELSEWHERE:
-            continue
+    block = finding.block
+    for path in _beside(finding):
         module = block.get_submodule(path)
-        for flow, found in ways:
-            if block in flow.trace.looked_up or (
-                flow.call_counts[module]
-                and not any(
-                    each.block is block and path in (each.spot.source, each.spot.taker)
-                    for each in found
-                    if not each.refusal
-                )
-            ):
+        for flow, beside in ways:
+            is_called = flow.call_counts[module] and (block, path) not in beside
+            if is_called or block in flow.trace.looked_up:
                 yield path
 
 

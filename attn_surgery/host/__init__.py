@@ -56,6 +56,7 @@ from attn_surgery.host.restore import (
     marks,
     own_attributes,
     put_back_afterwards,
+    refill,
     undisturbed_randomness,
 )
 from attn_surgery.host.unsupported import check_host, unwrapped
@@ -96,6 +97,7 @@ __all__ = [
     "put_back_afterwards",
     "reached_by_code",
     "read_weights",
+    "refill",
     "renamed",
     "runs_all_below",
     "runs_its_children",

@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from attn_surgery.host.restore import own_attributes, same_items
+from attn_surgery.host.restore import own_attributes, refill, same_items
 
 _MOST = 2_000
 _DEEPEST = 4
@@ -70,7 +70,7 @@ class ReachableState:
 
 
 @dataclass(frozen=True)
-class Variable:
+class _Variable:
     """A global of the host's."""
 
     scope: dict[str, Any]
@@ -106,10 +106,10 @@ class _Kept:
 
 def _kept(value: Any) -> _Kept | None:
     if type(value) in _CONTAINERS:
-        return _Kept(value.copy, lambda content: _refill(value, content), same_items)
+        return _Kept(value.copy, lambda content: refill(value, content), same_items)
     if isinstance(value, type):
         return _Kept(lambda: dict(vars(value)), lambda own: _reset(value, own), same_items)
-    if isinstance(value, Variable):
+    if isinstance(value, _Variable):
         return _Kept(value.get, value.set, operator.is_)
     if isinstance(value, types.CellType):
         return _Kept(lambda: _content(value), lambda held: _fill(value, held), operator.is_)
@@ -127,7 +127,7 @@ def _kept(value: Any) -> _Kept | None:
         return _Kept(lambda: made_by.state, lambda old: setattr(made_by, "state", old), _same_text)
     if _is_an_object(value):
         own = vars(value)
-        return _Kept(own.copy, lambda content: _refill(own, content), same_items)
+        return _Kept(own.copy, lambda content: refill(own, content), same_items)
     return None
 
 
@@ -141,14 +141,6 @@ def _kept_tensor(tensor: Tensor) -> _Kept:
 
 def _same_text(a: Any, b: Any) -> bool:
     return str(a) == str(b)
-
-
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    if isinstance(container, (dict, set)):
-        container.update(content)
-    else:
-        container.extend(content)
 
 
 def _reset(cls: type, own: dict[str, Any]) -> None:
@@ -185,8 +177,8 @@ def _within(value: Any) -> list[Any]:
         return list(value)
     if isinstance(value, types.FunctionType):
         return [] if _is_others(value) else list(value.__closure__ or ())
-    if isinstance(value, (Variable, types.CellType)):
-        return [value.get() if isinstance(value, Variable) else _content(value)]
+    if isinstance(value, (_Variable, types.CellType)):
+        return [value.get() if isinstance(value, _Variable) else _content(value)]
     if isinstance(value, type):
         return [each for each in vars(value).values() if type(each) in _CONTAINERS]
     return list(vars(value).values()) if _is_an_object(value) else []
@@ -230,11 +222,11 @@ def _is_others(value: Any) -> bool:
     return (value.__module__ or "").partition(".")[0] in _NOT_THE_HOSTS
 
 
-def _variables(scope: dict[str, Any], names: Iterable[str]) -> list[Variable]:
+def _variables(scope: dict[str, Any], names: Iterable[str]) -> list[_Variable]:
     """Return those of some globals that may be set anew or written on."""
     values = ((name, scope[name]) for name in names if name in scope)
     return [
-        Variable(scope, name)
+        _Variable(scope, name)
         for name, value in values
         if not isinstance(value, (type, *_WHOLE)) or isinstance(value, (str, bytes))
     ]

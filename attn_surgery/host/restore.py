@@ -26,14 +26,21 @@ class Attributes:
         now = vars(self.module)
         wrote = not same_items(now, self.values)
         if wrote:
-            now.clear()
-            now.update(self.values)
+            refill(now, self.values)
         for value, content in zip(self.held, self.contents, strict=True):
             if (value or content) and not same_items(value, content):
                 wrote = True
-                value.clear()
-                value.extend(content) if isinstance(value, list) else value.update(content)
+                refill(value, content)
         return wrote
+
+
+def refill(container: Any, content: Any) -> None:
+    """Let a container hold other things than it does, and nothing else."""
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(content)
+    else:
+        container.extend(content)
 
 
 def same_items(a: Any, b: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attn_surgery.host import own_attributes, put_back_afterwards
+from attn_surgery.host import own_attributes, put_back_afterwards, refill
 
 
 @contextmanager
@@ -19,29 +19,27 @@ def set_aside(tracer: Any, modules: Iterable[nn.Module]) -> Iterator[None]:
     A plain tensor is taken off its module meanwhile, so that what reads it asks the tracer, which
     keeps it in ``plain_tensors``; one that hides an attribute of the class, `shown` in its place.
     """
-    modules = list(modules)
-    classes = {id(vars(module)): type(module) for module in modules}
     held = [
-        (vars(module), name, value)
+        (module, name, value)
         for module in modules
         for name, value in own_attributes(module)
         if isinstance(value, Tensor) or _is_iterator(value)
     ]
-    plain = {id(own): {} for own, _, value in held if isinstance(value, Tensor)}
-    before = {id(own): (own, list(own.items())) for own, *_ in held}
+    plain = {id(vars(module)): {} for module, _, value in held if isinstance(value, Tensor)}
+    before = {module: dict(vars(module)) for module, *_ in held}
 
     def put_back() -> None:
-        for own, items in before.values():
-            own.clear()
-            own.update(items)
+        for module, attributes in before.items():
+            refill(vars(module), attributes)
 
     with put_back_afterwards(put_back):
-        for own, name, value in held:
+        for module, name, value in held:
+            own = vars(module)
             if not isinstance(value, Tensor):
                 own[name] = _again(value)
                 continue
             plain[id(own)][name] = value
-            if hasattr(classes[id(own)], name):
+            if hasattr(type(module), name):
                 tracer.hiding.append((own, name))
             else:
                 del own[name]

@@ -10,7 +10,6 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -98,7 +97,8 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         tracer.before = {each: Attributes(each) for each in own}
         kinds = {type(each) for each in own}
         reached = (
-            remembered((reached_by_code, cls), partial(reached_by_code, cls)) for cls in kinds
+            remembered((reached_by_code, cls), functools.partial(reached_by_code, cls))
+            for cls in kinds
         )
         reachable = ReachableState(own, chain.from_iterable(reached))
         try:
