@@ -47,7 +47,6 @@ from attn_surgery.host.load import load_model
 from attn_surgery.host.reachable_state import (
     ReachableState,
     functions_run_by,
-    reached_by_code,
 )
 from attn_surgery.host.restore import (
     Attributes,
@@ -95,7 +94,6 @@ __all__ = [
     "parse_input",
     "place_in_code",
     "put_back_afterwards",
-    "reached_by_code",
     "read_weights",
     "refill",
     "renamed",

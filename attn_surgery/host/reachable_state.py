@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import operator
 import random
 import types
@@ -31,37 +32,58 @@ _CONTAINERS = (
 )
 """Of other classes, what they derive from these or not, nothing is known."""
 _WHOLE = (nn.Module, types.ModuleType, types.FunctionType, types.MethodType, str, bytes)
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = frozenset((bool, int, float, str, type(None)))
 _NOT_THE_HOSTS = frozenset("attn_surgery torch logging threading builtins numpy".split())
 
 
 class ReachableState:
-    """All that is reached from some modules in a few steps, and by their code, to be put back.
+    """What modules and their code reach in a few steps, and what it held when it was first reached.
 
-    Args:
-        modules: What is going to be run.
-        others: What else their code reaches, as `reached_by_code` tells.
+    Whoever runs the modules puts everything back each time, so that it is looked for once.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], others: Iterable[Any]):
-        self._kept: list[_Kept] = []
-        self._seen: set[int] = set()
-        attributes = (value for module in modules for _, value in own_attributes(module))
-        for value in (*attributes, *others):
-            self._note(value, _DEEPEST)
+    def __init__(self) -> None:
+        self._kept: dict[int, _Kept] = {}
+        self._reached: dict[object, list[int]] = {}
 
-    def _note(self, value: Any, depth: int) -> None:
-        if isinstance(value, _PLAIN) or id(value) in self._seen:
-            return
-        if not depth or len(self._seen) > _MOST:
-            return
-        if (kept := _kept(value)) is not None:
-            self._kept.append(kept)
-        elif not isinstance(value, (tuple, types.FunctionType)):
-            return
-        self._seen.add(id(value))
-        for each in _within(value):
-            self._note(each, depth - 1)
+    def of(self, modules: Iterable[nn.Module]) -> Reached:
+        """Return what is reached from some modules."""
+        modules = list(modules)
+        found: dict[int, _Kept] = {}
+        for start in (*modules, *dict.fromkeys(map(type, modules))):
+            if start not in self._reached:
+                self._reached[start] = self._walk(start)
+            for each in self._reached[start]:
+                found[each] = self._kept[each]
+        return Reached(list(found.values()))
+
+    def _walk(self, start: nn.Module | type) -> list[int]:
+        if isinstance(start, type):
+            pending = [(value, _DEEPEST) for value in _reached_by_code(start)]
+        else:
+            pending = [(value, _DEEPEST) for _, value in own_attributes(start)]
+        seen: set[int] = set()
+        found: list[int] = []
+        while pending and len(seen) < _MOST:
+            value, depth = pending.pop()
+            if type(value) in _PLAIN or id(value) in seen:
+                continue
+            if kept := self._kept.get(id(value)) or _kept(value):
+                self._kept[id(value)] = kept
+                found.append(id(value))
+            elif not isinstance(value, (tuple, types.FunctionType)):
+                continue
+            seen.add(id(value))
+            if depth > 1:
+                pending += [(each, depth - 1) for each in _within(value)]
+        return found
+
+
+class Reached:
+    """All that is reached from some modules, to be put back."""
+
+    def __init__(self, kept: list[_Kept]):
+        self._kept = kept
 
     def restore(self) -> bool:
         """Put everything back; return whether anything had been written."""
@@ -93,9 +115,10 @@ class _Kept:
         read: Callable[[], Any],
         write: Callable[[Any], object],
         same: Callable[[Any, Any], bool],
+        copied: Callable[[Any], Any] = lambda content: content,
     ):
         self.read, self.write, self.same = read, write, same
-        self.content = read()
+        self.content = copied(read())
 
     def put_back(self) -> bool:
         if self.same(self.read(), self.content):
@@ -106,7 +129,7 @@ class _Kept:
 
 def _kept(value: Any) -> _Kept | None:
     if type(value) in _CONTAINERS:
-        return _Kept(value.copy, lambda content: refill(value, content), same_items)
+        return _kept_items(value)
     if isinstance(value, type):
         return _Kept(lambda: dict(vars(value)), lambda own: _reset(value, own), same_items)
     if isinstance(value, _Variable):
@@ -117,7 +140,7 @@ def _kept(value: Any) -> _Kept | None:
         is_left = isinstance(value, nn.Parameter) or value.is_meta or value.numel() > _SMALL
         return None if is_left else _kept_tensor(value)
     if isinstance(value, numpy.ndarray):
-        return _Kept(value.copy, lambda old: value.__setitem__(..., old), numpy.array_equal)
+        return None if value.size > _SMALL else _kept_array(value)
     if isinstance(value, torch.Generator):
         return _Kept(value.get_state, value.set_state, torch.equal)
     if isinstance(value, random.Random):
@@ -126,9 +149,14 @@ def _kept(value: Any) -> _Kept | None:
         made_by = value.bit_generator
         return _Kept(lambda: made_by.state, lambda old: setattr(made_by, "state", old), _same_text)
     if _is_an_object(value):
-        own = vars(value)
-        return _Kept(own.copy, lambda content: refill(own, content), same_items)
+        return _kept_items(vars(value))
     return None
+
+
+def _kept_items(container: Any) -> _Kept:
+    return _Kept(
+        lambda: container, lambda items: refill(container, items), same_items, copied=copy.copy
+    )
 
 
 def _kept_tensor(tensor: Tensor) -> _Kept:
@@ -136,6 +164,14 @@ def _kept_tensor(tensor: Tensor) -> _Kept:
         lambda: (tensor._version, tensor.detach().clone()),
         lambda old: tensor.detach().copy_(old[1]),
         lambda now, old: now[0] == old[0],
+    )
+
+
+def _kept_array(array: numpy.ndarray[Any, Any]) -> _Kept:
+    return _Kept(
+        array.copy,
+        lambda old: array.__setitem__(..., old),
+        lambda now, old: now.tobytes() == old.tobytes(),  # NaN is no other than NaN
     )
 
 
@@ -191,7 +227,7 @@ def _is_an_object(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] not in _NOT_THE_HOSTS
 
 
-def reached_by_code(kind: type) -> list[Any]:
+def _reached_by_code(kind: type) -> list[Any]:
     """Return what the methods of a class can write on: it and its bases, and their variables."""
     found: list[Any] = [cls for cls in kind.__mro__ if not _is_others(cls)]
     for function in functions_run_by(kind):

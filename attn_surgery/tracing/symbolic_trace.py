@@ -10,7 +10,6 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from attn_surgery.host import (
     entry_name,
     in_mode,
     put_back_afterwards,
-    reached_by_code,
     signature,
 )
 from attn_surgery.tracing.asked_types import taken_for_tensors
@@ -95,12 +93,7 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
     own = [each for each in modules if each is root or not _is_torchs(each)]
     with _prepared(tracer, modules, own, training):
         tracer.before = {each: Attributes(each) for each in own}
-        kinds = {type(each) for each in own}
-        reached = (
-            remembered((reached_by_code, cls), functools.partial(reached_by_code, cls))
-            for cls in kinds
-        )
-        reachable = ReachableState(own, chain.from_iterable(reached))
+        reachable = remembered(ReachableState, ReachableState).of(own)
         try:
             with _noted(tracer):
                 graph = tracer.trace(root)

@@ -21,6 +21,7 @@ from test_what_forwards_ask import check_undisturbed, gates, may_be_wrapped, sit
 from torch import Tensor, nn
 
 import attn_surgery
+from attn_surgery.tracing import trace
 
 # Forwards that go over their modules
 
@@ -460,6 +461,18 @@ class KeepingNumbers(Branch):
             self.random.getstate(),
             str(self.numpy.bit_generator.state),
         )
+
+
+@pytest.mark.parametrize("table", [numpy.array([1.0, numpy.nan]), numpy.zeros(100_000)])
+def test_an_array_that_is_only_read_is_no_write(table: Any) -> None:
+    class Reading(Branch):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.branch(x) * float(self.table[0])
+
+    host: Any = Reading().eval()
+    host.table = table
+    (traced,), _ = trace(host)
+    assert not traced.wrote
 
 
 @pytest.mark.parametrize(
