@@ -24,8 +24,9 @@ def known():
 def test_pickled_models_load_and_can_be_restored(known, name):
     host, x = known["hosts"][name].eval(), known["inputs"][name]
     assert attn_surgery.inserted(host)
-    assert torch.equal(host(x), known["outputs"][name])
+    with_attention = host(x)
+    torch.testing.assert_close(with_attention, known["outputs"][name])  # of another processor
     attn_surgery.remove(host)
     assert not attn_surgery.inserted(host)
-    assert not torch.equal(host(x), known["outputs"][name])
+    assert not torch.equal(host(x), with_attention)
     attn_surgery.apply(host, "se", reduction=2, existing="stack")

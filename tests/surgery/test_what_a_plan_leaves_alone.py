@@ -466,6 +466,8 @@ class KeepingNumbers(Branch):
 @pytest.mark.parametrize("table", [numpy.array([1.0, numpy.nan]), numpy.zeros(100_000)])
 def test_an_array_that_is_only_read_is_no_write(table: Any) -> None:
     class Reading(Branch):
+        table: Any
+
         def forward(self, x: Tensor) -> Tensor:
             return x + self.branch(x) * float(self.table[0])
 
