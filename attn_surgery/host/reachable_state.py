@@ -161,17 +161,19 @@ def _kept_items(container: Any) -> _Kept:
 
 def _kept_tensor(tensor: Tensor) -> _Kept:
     return _Kept(
-        lambda: (tensor._version, tensor.detach().clone()),
+        lambda: tensor,
         lambda old: tensor.detach().copy_(old[1]),
-        lambda now, old: now[0] == old[0],
+        lambda now, old: now._version == old[0],
+        copied=lambda now: (now._version, now.detach().clone()),
     )
 
 
 def _kept_array(array: numpy.ndarray[Any, Any]) -> _Kept:
     return _Kept(
-        array.copy,
+        lambda: array,
         lambda old: array.__setitem__(..., old),
         lambda now, old: now.tobytes() == old.tobytes(),  # NaN is no other than NaN
+        copied=copy.copy,
     )
 
 
