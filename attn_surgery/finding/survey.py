@@ -123,8 +123,8 @@ def places_on(flow: Flow, finding: Finding) -> list[Finding]:
 
 
 def _other_ways(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
-    """Follow on its own, along every way, each adding module that branched on a traced value."""
-    for module in dict.fromkeys(module for each in flows for module in each.trace.branched):
+    """Follow on its own, along every way, each adding module that forks on a traced value."""
+    for module in dict.fromkeys(module for each in flows for module in each.trace.forked):
         alike = likeness(module)
         if alike in fruitless or not spells_addition(module):
             continue

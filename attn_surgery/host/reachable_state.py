@@ -43,13 +43,13 @@ class ReachableState:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, _Kept] = {}
-        self._reached: dict[object, list[int]] = {}
+        self._kept: dict[object, _Kept] = {}
+        self._reached: dict[object, list[object]] = {}
 
     def of(self, modules: Iterable[nn.Module]) -> Reached:
         """Return what is reached from some modules."""
         modules = list(modules)
-        found: dict[int, _Kept] = {}
+        found: dict[object, _Kept] = {}
         for start in (*modules, *dict.fromkeys(map(type, modules))):
             if start not in self._reached:
                 self._reached[start] = self._walk(start)
@@ -57,23 +57,24 @@ class ReachableState:
                 found[each] = self._kept[each]
         return Reached(list(found.values()))
 
-    def _walk(self, start: nn.Module | type) -> list[int]:
+    def _walk(self, start: nn.Module | type) -> list[object]:
         if isinstance(start, type):
             pending = [(value, _DEEPEST) for value in _reached_by_code(start)]
         else:
             pending = [(value, _DEEPEST) for _, value in own_attributes(start)]
-        seen: set[int] = set()
-        found: list[int] = []
+        seen: set[object] = set()
+        found: list[object] = []
         while pending and len(seen) < _MOST:
             value, depth = pending.pop()
-            if type(value) in _PLAIN or id(value) in seen:
+            known = value.key if isinstance(value, _Variable) else id(value)
+            if type(value) in _PLAIN or known in seen:
                 continue
-            if kept := self._kept.get(id(value)) or _kept(value):
-                self._kept[id(value)] = kept
-                found.append(id(value))
+            if kept := self._kept.get(known) or _kept(value):
+                self._kept[known] = kept
+                found.append(known)
             elif not isinstance(value, (tuple, types.FunctionType)):
                 continue
-            seen.add(id(value))
+            seen.add(known)
             if depth > 1:
                 pending += [(each, depth - 1) for each in _within(value)]
         return found
@@ -97,6 +98,11 @@ class _Variable:
 
     scope: dict[str, Any]
     name: str
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What it is known by: the same variable is named in many functions."""
+        return id(self.scope), self.name
 
     def get(self) -> Any:
         """Return its value."""

@@ -114,6 +114,7 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         calls=[*tracer.calls, tracer.root_call],
         opaque=tracer.opaque,
         branched=tracer.branched,
+        forked=tracer.forked,
         looked_up=tracer.looked_up,
         wrote=any(wrote),
         constants=tracer.constants,

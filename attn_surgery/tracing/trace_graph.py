@@ -42,8 +42,10 @@ class Trace:
     """Why a call that was to be followed inside could not be."""
     branched: list[nn.Module] = field(default_factory=list)
     """The modules whose forward asked a traced value for its truth, or for a number."""
+    forked: list[nn.Module] = field(default_factory=list)
+    """Those of them that may go another way when the answer is another."""
     looked_up: list[nn.Module] = field(default_factory=list)
-    """Those of them that looked a traced value up, in a set or a dict: other ways stay unknown."""
+    """Those that looked a traced value up, in a set or a dict: their other ways stay unknown."""
     wrote: bool = False
     """Whether forward wrote on a module."""
     lists_children: bool = False

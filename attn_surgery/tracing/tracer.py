@@ -66,6 +66,7 @@ class Tracer(fx.Tracer):
         self.asked = 0
         self.made = 0
         self.branched: list[nn.Module] = []
+        self.forked: list[nn.Module] = []
         self.looked_up: list[nn.Module] = []
         self.constants = False
         self.reentered = False
@@ -281,6 +282,7 @@ class Tracer(fx.Tracer):
         self.branched.append(self.stack[-1].module)
         if is_asserted(sys._getframe(2)):
             return True
+        self.forked.append(self.stack[-1].module)
         if self.asked == len(self.answers):
             self.answers.append(False)
         self.asked += 1
