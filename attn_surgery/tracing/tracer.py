@@ -155,7 +155,7 @@ class Tracer(fx.Tracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
-        mark = len(self.graph.nodes)
+        nodes, calls = len(self.graph.nodes), len(self.calls)
         try:
             return self._follow(Call(m, path, self.stack[-1], self.made), own, args, kwargs)
         except Exception as error:
@@ -163,7 +163,7 @@ class Tracer(fx.Tracer):
                 raise
             # what cannot be followed stays one opaque step, so that its parent can be
             self.opaque.append(one_line(error))
-            self._forget_after(mark)
+            self._forget_after(nodes, calls)
             result = self.create_proxy("call_module", path, args, kwargs)
             result.node.meta["is_opaque"] = True
             return result
@@ -206,11 +206,12 @@ class Tracer(fx.Tracer):
         self.calls.append(call)
         return result
 
-    def _forget_after(self, mark: int) -> None:
-        gone = list(self.graph.nodes)[mark:]
+    def _forget_after(self, nodes: int, calls: int) -> None:
+        """Forget what was made and called, a call that returned several values included."""
+        gone = list(self.graph.nodes)[nodes:]
         for node in reversed(gone):
             self.graph.erase_node(node)
-        self.calls = [call for call in self.calls if call.node not in gone]
+        del self.calls[calls:]
         kept = self.attribute_proxies.items()
         self.attribute_proxies = {key: proxy for key, proxy in kept if proxy.node not in gone}
 

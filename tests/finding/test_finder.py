@@ -482,6 +482,39 @@ def test_control_flow_around_a_block():
     assert [site.block for site in plan.sites] == ["block"]
 
 
+class ReturnsTwo(Block):
+    """A block whose forward returns several values."""
+
+    def forward(self, x):
+        return x + self.branch(x), x
+
+
+class FailsLater(nn.Module):
+    """It cannot be followed to its end, and calls such a part before that."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = ReturnsTwo()
+
+    def forward(self, x):
+        x, _ = self.part(x)
+        return torch.finfo(x.new_tensor(0).item()).max * x
+
+
+class Outermost(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fails = FailsLater()
+
+    def forward(self, x):
+        return self.fails(x)
+
+
+def test_what_was_called_before_a_failure_is_followed_on_its_own():
+    plan = attn_surgery.plan(Outermost(), "se")
+    assert [site.block for site in plan.sites] == ["fails.part"]
+
+
 # What looks like a residual block and is none.
 
 
