@@ -20,12 +20,12 @@ KINDS = ("bottleneck", "channel")
     dims=(1, 2, 3),
 )
 class Adapter(nn.Module):
-    """Residual adapter, in series (Rebuffi et al. 2018, arXiv:1803.10082, section 3.1, eq. 3).
+    """Residual adapter in series (after Rebuffi et al. 2018, arXiv:1803.10082).
 
     ``out = x - A(x)``, A linear and the same for every input. ``bottleneck``:
     ``A(x) = W2 W1 x + b``, 1x1 convolutions C -> C / r -> C (``down``, ``up``): the paper's 1x1
     adapter of a low rank. ``channel``: one k x k filter for each channel, and a bias, after the
-    per-channel adapters of Li et al. 2022 (arXiv:2107.00358, section 3.2), which are those of k = 1.
+    per-channel adapters of Li et al. 2022 (arXiv:2107.00358), which are those of k = 1.
 
     What differs from the papers: they add A(x), to which the sign of the last weights is the only
     difference; they have one C x C matrix instead of two of a low rank, no biases, and Rebuffi et

@@ -11,7 +11,7 @@ DEVIATION = 0.02
 
 @register("scale", paper="Lian et al. 2022, arXiv:2210.08823", dims=(1, 2, 3))
 class Scale(nn.Module):
-    """Scaling and shifting of features, SSF (Lian et al. 2022, arXiv:2210.08823, section 3.2, eq. 2).
+    """Scaling and shifting of features, SSF (Lian et al. 2022, arXiv:2210.08823, section 3.2).
 
     ``out = scale * x + shift``, two learned numbers a channel, the same for every input: what any
     attention has to beat that claims to look at its input.
