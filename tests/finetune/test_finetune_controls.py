@@ -216,12 +216,18 @@ class TestFrozenHost:
         assert all(each.same for each in found)
 
 
-def with_weights(tmp_path: Path, **changes: Any) -> Any:
+def with_weights(folder: Path, **changes: Any) -> Any:
     """Return a recipe whose host has weights that anyone can fetch."""
-    host = {**TINY["host"], "checkpoint": str(tmp_path / "host.pt")}
+    host = {**TINY["host"], "checkpoint": str(folder / "host.pt")}
     torch.manual_seed(1)
     torch.save(SmallResNet(channels=1, width=4).state_dict(), host["checkpoint"])
-    return tiny(tmp_path / "out", host=host, control=False, **{**FROZEN, **changes})
+    return tiny(folder / "out", host=host, control=False, **{**FROZEN, **changes})
+
+
+def small_host_with_weights(**options: Any) -> SmallResNet:
+    """Build a host that brings its weights, as other people's functions do."""
+    torch.manual_seed(1)
+    return SmallResNet(channels=1, width=4, **options)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +247,24 @@ def test_the_file_holds_what_training_changed(tmp_path, trains, kept):
     assert {key for key in file if ".attn." not in key} == kept
     again = attn_surgery.load(build_host(recipe.host, 10, seed=0), path)
     last = weights(path.parent)["last.safetensors"]
+    assert all(torch.equal(value, last[key]) for key, value in again.state_dict().items())
+
+
+def test_the_file_of_a_host_that_brings_its_weights(tmp_path):
+    host = {"model": f"{__name__}:small_host_with_weights"}
+    run_recipe(tiny(tmp_path, **{**FROZEN, "host": host}, control=False))
+    file = weights(tmp_path / "seed0/se")["attention.safetensors"]
+    assert {key for key in file if ".attn." not in key} == HEAD | affine()
+
+
+def test_the_file_of_a_host_that_began_at_random_holds_that(tmp_path):
+    run_recipe(tiny(tmp_path, **FROZEN, control=False))
+    file = weights(tmp_path / "seed0/se")["attention.safetensors"]
+    assert {"conv1.weight", "layer3.0.conv2.weight"} <= file.keys()
+    assert "bn1.running_mean" not in file
+    fresh = build_host(tiny(tmp_path).host, 10, seed=0)
+    again = attn_surgery.load(fresh, tmp_path / "seed0/se/attention.safetensors")
+    last = weights(tmp_path / "seed0/se")["last.safetensors"]
     assert all(torch.equal(value, last[key]) for key, value in again.state_dict().items())
 
 
@@ -328,11 +352,17 @@ def test_attention_that_was_not_timed(tmp_path):
 # Interruption
 
 
-@pytest.mark.parametrize("budget", ["steps", "seconds"])
-def test_a_machine_that_goes_again_and_again(tmp_path, monkeypatch, budget):
+ONE_EPOCH = {**FROZEN, "stages": [{**FROZEN["stages"][0], "epochs": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("budget", "controls"), [("steps", ["head", "scale"]), ("seconds", ["norms", "scale"])]
+)
+def test_a_machine_that_goes_again_and_again(tmp_path, monkeypatch, budget, controls):
     """The process dies after every fifth checkpoint, amid the epochs of controls as well."""
     with_clock(monkeypatch, se=1.0)
-    changes = {**FROZEN, "controls": ALL, "budget": budget}
+    variants = [*map(variant_of, controls), "se"]
+    changes = {**ONE_EPOCH, "controls": controls, "budget": budget}
     run_recipe(tiny(tmp_path / "undisturbed", **changes))
     real, died_in, turns = checkpoints.write_whole, [], itertools.count(1)
 
@@ -350,15 +380,37 @@ def test_a_machine_that_goes_again_and_again(tmp_path, monkeypatch, budget):
             break
         except ConnectionAbortedError:
             pass
-    assert {*VARIANTS, "se"} <= set(died_in)
+    assert set(variants) <= set(died_in)
     seen, expected = weights(tmp_path / "out"), weights(tmp_path / "undisturbed")
     assert seen.keys() == expected.keys()
     for name, state in expected.items():
         assert all(torch.equal(seen[name][key], value) for key, value in state.items()), name
-    for variant in VARIANTS:
+    for variant in variants:
         again, once = (metrics(tmp_path / each, variant) for each in ("out", "undisturbed"))
         assert again["taken"] == once["taken"]
         assert again["steps"] == once["steps"]
+
+
+def test_a_machine_that_goes_as_the_time_is_up(tmp_path, monkeypatch):
+    """No step is taken any more then, but what was reached is measured."""
+    with_clock(monkeypatch, se=1.25)
+    save, left = Run.save, [1]
+
+    def dying(run: Run, training: Any, progress: Any) -> None:
+        save(run, training, progress)
+        spent = run.variant == "control-head" and run.budget(progress.stage).is_spent(progress)
+        if spent and progress.update and left.pop():
+            raise ConnectionAbortedError("as if the machine had gone")
+
+    monkeypatch.setattr(Run, "save", dying)
+    recipe = tiny(tmp_path, **ONE_EPOCH, controls=["head"], budget="seconds")
+    with pytest.raises(ConnectionAbortedError):
+        run_recipe(recipe)
+    monkeypatch.setattr(Run, "save", save)
+    run_recipe(recipe)
+    told = metrics(tmp_path, "control-head")
+    assert told["taken"] == [15]  # 6 steps of 1.25 seconds, a half each
+    assert len(told["history"]) == 3
 
 
 def test_controls_are_added_to_what_is_there(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 
 import torch
+from torch import Tensor
 
 from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.surgery import save
@@ -22,18 +23,22 @@ def save_attention(run: Run) -> int:
 def _changed(run: Run) -> str | list[str] | None:
     """Tell which tensors of the host have to be kept with the attention.
 
-    All of a host that nobody can fetch, or that trained; of one that was frozen those that are
-    other numbers now: its head, its norms.
+    All of a host that trained; of one that was frozen those that training changed, its head and its
+    norms, and those that nobody can get again, because they begin as chance has it.
     """
     recipe = run.context.recipe
-    stages = (*recipe.pretraining, *recipe.stages)
-    if not recipe.host.has_weights or not all(stage.freezes_host for stage in stages):
+    if not all(stage.freezes_host for stage in (*recipe.pretraining, *recipe.stages)):
         return "all"
-    state, fresh = run.model.state_dict(), run.context.fresh_host(run.seed).state_dict()
-    changed = [key for key, value in fresh.items() if _differs(value, state.get(key))]
-    return list(map(glob.escape, changed)) or None
+    fresh, other = (run.context.fresh_host(run.seed + i).state_dict() for i in range(2))
+    now = run.model.state_dict()
+    kept = [
+        key
+        for key in fresh
+        if key in now  # attention took the place of the others
+        if not (_same(fresh[key], other[key]) and _same(fresh[key], now[key]))
+    ]
+    return list(map(glob.escape, kept)) or None
 
 
-def _differs(value: torch.Tensor, now: torch.Tensor | None) -> bool:
-    """Tell whether a tensor changed; what attention took the place of did not."""
-    return now is not None and not torch.equal(value.cpu(), now)
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.cpu(), b.cpu())

@@ -15,7 +15,7 @@ class Stage:
     Attributes:
         trains: ``all``; ``attention``; or patterns over the names of the host's parameters, and
             the words ``head`` and ``norms`` (weights and biases of the host's norms), besides which
-            the attention trains. The control, which has no attention, trains everything in an
+            the attention trains. The control ``same``, which has none, trains everything in an
             ``attention`` stage: the same number of steps, at ``lr``, which therefore has to be one
             that is good for the host. What the host itself does not train (``requires_grad`` is
             false) stays as it is.

@@ -40,11 +40,6 @@ class Host:
     checkpoint: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def has_weights(self) -> bool:
-        """Whether it was trained before."""
-        return self.pretrained or bool(self.checkpoint)
-
 
 @dataclass(frozen=True)
 class Surgery:
