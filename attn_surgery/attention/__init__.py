@@ -1,5 +1,6 @@
 """The attention modules: ``(N, C, *spatial)`` to the same shape, by registered name."""
 
+from attn_surgery.attention.adapter import Adapter
 from attn_surgery.attention.bam import BAM
 from attn_surgery.attention.cbam import CBAM, ChannelAttention, SpatialAttention
 from attn_surgery.attention.construction import (
@@ -14,6 +15,7 @@ from attn_surgery.attention.construction import (
     register,
 )
 from attn_surgery.attention.gct import GCT
+from attn_surgery.attention.scale import Scale
 from attn_surgery.attention.scse import SCSE
 from attn_surgery.attention.se import SE
 from attn_surgery.attention.sge import SGE
@@ -31,8 +33,10 @@ __all__ = [
     "SGE",
     "SRM",
     "TIMM",
+    "Adapter",
     "ChannelAttention",
     "Entry",
+    "Scale",
     "SimAM",
     "SpatialAttention",
     "TripletAttention",

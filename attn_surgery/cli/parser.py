@@ -117,7 +117,7 @@ def _add_list(commands: Any) -> None:
 
 def _add_finetune(commands: Any) -> None:
     command = commands.add_parser(
-        "finetune", help="train a host with attention, beside a control without, by a recipe"
+        "finetune", help="train a host with attention, beside controls, by a recipe"
     )
     command.set_defaults(command="finetune")
     command.add_argument(
@@ -139,7 +139,7 @@ def _add_finetune(commands: Any) -> None:
         "--control",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="train the same without surgery, too",
+        help="train the recipe's controls, too",
     )
     command.add_argument("--output", metavar="FOLDER", help="where everything is written")
     command.add_argument("--check", action="store_true", help="check the recipe, and end")

@@ -26,6 +26,8 @@ from attn_surgery.attention import (
     SCSE,
     SGE,
     SRM,
+    Adapter,
+    Scale,
     SimAM,
     TripletAttention,
     build,
@@ -37,7 +39,7 @@ from attn_surgery.reporting.catalogue import MAP, Listing, catalogue, listing_ta
 
 __all__ = ["one_thread", "seeded"]
 
-OWN = ["bam", "cam", "cbam", "gct", "sam", "scse", "se", "sge", "simam", "srm", "triplet"]
+OWN = "adapter bam cam cbam gct sam scale scse se sge simam srm triplet".split()
 TIMM = "ceca coord eca ecam ela ese gc gca ge lambda lcbam nl scoord sk splat strip".split()
 BROKEN = "ge"  # in timm 1.0.31, on which the tests are pinned: a dict unpacked as positions
 # They do not scale the map: their x - f(x) is below zero where x is -0.0, which becomes 0.0.
@@ -119,6 +121,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gct": ("gct", {}),
     "sge": ("sge", {}),
     "sge-in-four": ("sge", {"groups": 4}),
+    "scale": ("scale", {}),
+    "scale-alone": ("scale", {"shift": False}),
+    "adapter": ("adapter", {}),
+    "adapter-narrow": ("adapter", {"reduction": 999}),
+    "adapter-channel": ("adapter", {"kind": "channel"}),
+    "adapter-channel-wide": ("adapter", {"kind": "channel", "kernel_size": 5}),
 }
 over_variants = pytest.mark.parametrize("variant", VARIANTS)
 over_inits = pytest.mark.parametrize("init", ["identity", "paper"])
@@ -127,6 +135,19 @@ over_inits = pytest.mark.parametrize("init", ["identity", "paper"])
 def made(variant: str, *, spatial_dims: int = 2, init: str = "identity") -> nn.Module:
     name, options = VARIANTS[variant]
     return build(name, C, spatial_dims=spatial_dims, init=init, options=options)
+
+
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if "simam" not in each])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_every_variant_of_ours_starts_as_the_identity(variant: str, dtype: Any, last: bool):
+    """But for ``simam``, which is wrapped."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = a_map(dtype=dtype).contiguous(memory_format=layout)
+    for attention in (made(variant).to(dtype), made(variant).to(dtype).eval()):
+        y = attention(x)
+        assert same_bits(y, x)
+        assert y.stride() == x.stride()
 
 
 @over_variants
@@ -223,6 +244,7 @@ class TestCitizenship:
 WHOLE = "whole number, 1 or more"
 NOT_WHOLE = (0, -1, 1.0, True, "3", None)
 NOT_POSITIVE = (0, -1e-4, True, "1e-4", None, float("nan"), float("inf"))
+PLAIN = (Scale, Adapter)
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     *[(BAM, {name: v}, WHOLE) for v in NOT_WHOLE for name in ("reduction", "dilation")],
     *[(BAM, {"combine": v}, "'sum', 'product'") for v in ("add", None)],
@@ -237,10 +259,15 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     *[(SGE, {"groups": v}, WHOLE) for v in NOT_WHOLE[:-1]],
     (SGE, {"groups": 7}, "must divide the 64 channels"),
     *[(SGE, {"epsilon": v}, "a positive number") for v in NOT_POSITIVE],
+    *[(Scale, {"shift": v}, "True or False") for v in (1, "no", None)],
+    *[(Adapter, {"reduction": v}, WHOLE) for v in NOT_WHOLE],
+    *[(Adapter, {"kernel_size": v}, f"odd {WHOLE}") for v in (*NOT_WHOLE, 4)],
+    *[(Adapter, {"kind": v}, "'bottleneck', 'channel'") for v in ("matrix", None)],
+    *[(kind, {"init": v}, "'identity', 'paper'") for v in ("zero", None) for kind in PLAIN],
     *[
         (kind, {"spatial_dims": v}, "1, 2, 3")
         for v in (0, 4, 2.0, "2", None)
-        for kind in (BAM, SCSE, SimAM, SRM, GCT, SGE)
+        for kind in (BAM, SCSE, SimAM, SRM, GCT, SGE, *PLAIN)
     ],
 ]
 
@@ -254,7 +281,7 @@ class TestOptions:
         assert str(refusal.value).startswith(f"{name}={value!r}: must ")
         assert accepted in str(refusal.value)
 
-    @pytest.mark.parametrize("kind", [BAM, SCSE, SimAM, TripletAttention, SRM, GCT, SGE])
+    @pytest.mark.parametrize("kind", [BAM, SCSE, SimAM, TripletAttention, SRM, GCT, SGE, *PLAIN])
     @pytest.mark.parametrize("channels", NOT_WHOLE)
     def test_impossible_channels(self, kind: Any, channels: Any):
         with pytest.raises(SurgeryError, match=r"channels=.*must be a whole number, 1 or more"):
@@ -279,6 +306,7 @@ class TestOptions:
             ("simam-unbiased", "lam=0.01, unbiased=True"),
             ("gct", "32, epsilon=1e-05"),
             ("sge-in-four", "groups=4, epsilon=1e-05"),
+            ("scale-alone", "32, shift=False"),
         ]:
             assert shown in repr(made(variant))
 
@@ -439,7 +467,11 @@ class TestList:
         # bam: two FC and the four convolutions
         assert listed["bam"].macs == 2 * c * 16 + m * (c * 16 + 2 * 9 * 16 * 16 + 16)
         assert listed["scse"].macs == 2 * c * c // 2 + c * m
-        assert [listed[name].macs for name in ("simam", "srm", "gct", "sge")] == [0] * 4
+        # adapter: 1x1 convolutions to 16 channels and back
+        assert listed["adapter"].macs == 2 * c * 16 * m
+        # scale: a product and a sum of each element
+        assert listed["scale"].elementwise_ops == 2 * c * m
+        assert [listed[name].macs for name in ("simam", "srm", "gct", "sge", "scale")] == [0] * 5
         assert all(
             (each.elementwise_ops or 0) >= c * m for each in listed.values() if not each.fault
         )

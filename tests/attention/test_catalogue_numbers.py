@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,18 @@ from timm.layers.create_attn import create_attn
 from torch import Tensor, nn
 
 import attn_surgery
-from attn_surgery.attention import BAM, GCT, SCSE, SGE, SRM, SimAM, TripletAttention, build
+from attn_surgery.attention import (
+    BAM,
+    GCT,
+    SCSE,
+    SGE,
+    SRM,
+    Adapter,
+    Scale,
+    SimAM,
+    TripletAttention,
+    build,
+)
 from attn_surgery.attention.construction.from_timm import TIMM
 from attn_surgery.attention.construction.identity_start import IdentityStart
 
@@ -46,6 +58,10 @@ class TestCounts:
         assert count(SRM(c, spatial_dims=d)) == 4 * c
         assert count(GCT(c, spatial_dims=d)) == 3 * c
         assert count(SGE(c, spatial_dims=d)) == 2 * math.gcd(64, c)
+        assert count(Scale(c, spatial_dims=d)) == 2 * c
+        assert count(Scale(c, shift=False, spatial_dims=d)) == c
+        assert count(Adapter(c, spatial_dims=d)) == 2 * c * h + c
+        assert count(Adapter(c, kind="channel", spatial_dims=d)) == c * k + c
         assert count(TripletAttention(c)) == 3 * (2 * 49 + 2)
         assert count(TripletAttention(c, spatial=False)) == 2 * (2 * 49 + 2)
 
@@ -206,6 +222,22 @@ def plain_sge(sge: Any, x: Array, groups: int) -> Array:
     return out
 
 
+def plain_scale(scale: Any, x: Array) -> Array:
+    shift = 0 if scale.shift is None else column(array(scale.shift).ravel(), x.ndim)
+    return column(array(scale.scale).ravel(), x.ndim) * x + shift
+
+
+def plain_adapter(adapter: Any, x: Array, kind: str) -> Array:
+    if kind == "bottleneck":
+        return x - plain_conv(plain_conv(x, adapter.down), adapter.up)
+    kernel, bias = array(adapter.up.weight), array(adapter.up.bias)
+    out = np.empty_like(x)
+    for c in range(x.shape[1]):  # each channel by a layer of its own
+        layer = SimpleNamespace(weight=torch.tensor(kernel[c : c + 1]), bias=None)
+        out[:, c] = x[:, c] - plain_conv(x[:, c : c + 1], layer)[:, 0] - bias[c]
+    return out
+
+
 Plain = Callable[..., Array]
 ALL = (1, 2, 3)
 EQUATIONS: dict[str, tuple[type[nn.Module], dict[str, Any], Plain, dict[str, Any], Any]] = {
@@ -240,6 +272,16 @@ EQUATIONS: dict[str, tuple[type[nn.Module], dict[str, Any], Plain, dict[str, Any
     "gct-epsilon": (GCT, {"epsilon": 10}, plain_gct, {"epsilon": 10}, ALL),
     "sge": (SGE, {}, plain_sge, {"groups": C}, ALL),
     "sge-in-four": (SGE, {"groups": 4}, plain_sge, {"groups": 4}, ALL),
+    "scale": (Scale, {}, plain_scale, {}, ALL),
+    "scale-alone": (Scale, {"shift": False}, plain_scale, {}, ALL),
+    "adapter": (Adapter, {}, plain_adapter, {"kind": "bottleneck"}, ALL),
+    "adapter-channel": (
+        Adapter,
+        {"kind": "channel"},
+        plain_adapter,
+        {"kind": "channel"},
+        ALL,
+    ),
 }
 CASES = [(name, d) for name, case in EQUATIONS.items() for d in case[-1] or (2,)]
 
@@ -267,6 +309,11 @@ def test_the_papers_starts():
     of_one = 1 / (1 + math.exp(-1))
     for name, gate in {"srm": 0.5, "sge": of_one, "gct": 1.0}.items():
         torch.testing.assert_close(build(name, C, init="paper")(x), gate * x)
+    scale = build("scale", 10_000, init="paper")
+    for part, mean in (("scale", 1.0), ("shift", 0.0)):
+        own = scale.get_parameter(part)
+        assert own.mean().item() == pytest.approx(mean, abs=1e-3)
+        assert own.std().item() == pytest.approx(0.02, rel=0.05)
     for name in ("bam", "triplet", "srm"):
         norms = [m for m in build(name, C, init="paper").modules() if "BatchNorm" in repr(type(m))]
         assert norms

@@ -20,10 +20,10 @@ from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.hosts import build_host, fit_head
 from attn_surgery.finetune.recipe.reading import read_recipe
 from attn_surgery.finetune.recipe.tables import Host, Stage
-from attn_surgery.finetune.results.outcome import paired
+from attn_surgery.finetune.results.comparison import paired
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
-from attn_surgery.finetune.training.stage import choose_trained, keep_statistics
+from attn_surgery.finetune.training.trained import choose_trained, keep_statistics
 from tests.finetuning import TINY, tiny, weights, within
 from tests.pretended import Accelerator
 

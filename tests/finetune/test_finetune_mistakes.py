@@ -38,7 +38,7 @@ from attn_surgery.finetune.recipe.tables import Data, Host, Stage
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
 from attn_surgery.finetune.tasks.by_name import TASKS
-from attn_surgery.finetune.training.stage import choose_trained, keep_statistics
+from attn_surgery.finetune.training.trained import choose_trained, keep_statistics
 from tests.finetuning import DRIVER, TINY, launched, tiny, weights, within, write_recipe
 
 SMALL = "attn_surgery.finetune.small_resnet:small_resnet"

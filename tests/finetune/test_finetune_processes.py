@@ -94,6 +94,28 @@ def test_synchronized_norms_give_cbam_the_curve_of_one_process(tmp_path):
     assert all(each.same for each in remeasure(two))
 
 
+def test_controls_end_together(tmp_path):
+    """However their clocks go, all processes take as many steps, for the seconds of the first."""
+    changes = {"pretraining": [], "controls": ["norms", "scale"], "budget": "seconds"}
+    path = write_recipe(tmp_path / "timed.toml", {**FROZEN, **changes, "control": True})
+    out = tmp_path / "out"
+    together = launched(
+        *torchrun("--standalone", "--nproc_per_node=2", DRIVER, "command"),
+        *["finetune", path, "--output", str(out)],
+    )
+    assert together.returncode == 0, together.stderr
+    told = {
+        name: json.loads((out / "seed0" / name / "metrics.json").read_text())
+        for name in ("se", "control-norms", "control-scale")
+    }
+    assert told["se"]["taken"] == [6, 6]
+    for name in ("control-norms", "control-scale"):
+        assert sum(told[name]["training_s"]) >= sum(told["se"]["training_s"])
+        assert len(told[name]["steps"]) == sum(told[name]["taken"])
+    assert "| se          | control-scale" in (out / "result.md").read_text()
+    assert all(each.same for each in remeasure(out))
+
+
 def loss_difference(output: Path, expected: Path, variant: str) -> float:
     """Return the largest relative difference of a step's loss."""
     pairs = zip(curve(output, variant), curve(expected, variant), strict=True)

@@ -15,7 +15,8 @@ from attn_surgery.finetune.experiment.checking import check_recipe
 from attn_surgery.finetune.recipe.reading import read_recipe, shipped
 from attn_surgery.finetune.recipe.tables import CONTROL, HOST
 from attn_surgery.finetune.results import publishing
-from attn_surgery.finetune.results.outcome import Costs, paired
+from attn_surgery.finetune.results.comparison import paired
+from attn_surgery.finetune.results.outcome import Costs
 from attn_surgery.finetune.results.publishing import costs_of
 from attn_surgery.finetune.running import run_recipe
 from benchmarks.trials import TRIALS, recipe_of, report, share

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 import attn_surgery
 from attn_surgery import SurgeryError
 
-ATTENTIONS = "se cbam eca coord simam gct srm triplet".split()
+ATTENTIONS = "se cbam eca coord simam gct srm triplet scale adapter".split()
 
 
 def convs(c: int, count: int = 2) -> list[nn.Conv2d]:

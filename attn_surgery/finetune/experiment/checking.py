@@ -10,7 +10,17 @@ from torch import nn
 from attn_surgery.errors import SurgeryError, check_choice, nearest
 from attn_surgery.finetune.data import Splits
 from attn_surgery.finetune.experiment.variants import surgery_of
-from attn_surgery.finetune.recipe import CONTROL, HOST, Data, Recipe, Stage, Surgery
+from attn_surgery.finetune.recipe import (
+    CONTROL,
+    CONTROLS,
+    HOST,
+    SCALE,
+    Data,
+    Recipe,
+    Stage,
+    is_control,
+    variant_of,
+)
 from attn_surgery.finetune.tasks import TASKS
 from attn_surgery.planning import Request
 from attn_surgery.surgery import plan
@@ -21,6 +31,8 @@ _AT_LEAST = {
     "accumulate": 1,
     "lr": 0,
     "attention_lr_scale": 0,
+    "head_lr_scale": 0,
+    "norms_lr_scale": 0,
     "weight_decay": 0,
     "warmup_epochs": 0,
     "label_smoothing": 0,
@@ -50,6 +62,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_choice("amp", recipe.amp, ("no", "bf16", "fp16"))
     check_choice("device", recipe.device, ("", "cpu"))
+    check_choice("budget", recipe.budget, ("steps", "seconds"))
     for name in ("seeds", "log_every"):
         _check_number(name, getattr(recipe, name), at_least=1)
     for name in ("threads", "checkpoint_seconds", "report_seconds"):
@@ -57,7 +70,8 @@ def check_recipe(recipe: Recipe) -> None:
     if not recipe.stages:
         raise SurgeryError("a recipe needs one [[stages]] at least")
     _check_data(recipe.data)
-    _check_surgery(recipe.surgery)
+    _check_controls(recipe)
+    _check_surgery(recipe)
     if not recipe.variants:
         raise SurgeryError("there is nothing to train: no attention and no control")
     for where, stage in recipe.stages_of(HOST) + recipe.stages_of(CONTROL):
@@ -73,19 +87,32 @@ def _check_data(data: Data) -> None:
         _check_number(f"data.{name}", getattr(data, name), at_least=0)
 
 
-def _check_surgery(surgery: Surgery) -> None:
-    repeated = [name for name in surgery.attention if surgery.attention.count(name) > 1]
-    if repeated or {CONTROL, HOST} & set(surgery.attention):
-        raise SurgeryError(f"surgery.attention={list(surgery.attention)}: names must be unlike")
+def _check_controls(recipe: Recipe) -> None:
+    for name in recipe.controls:
+        check_choice("controls", name, tuple(CONTROLS))
+    if len(set(recipe.controls)) < len(recipe.controls):
+        raise SurgeryError(f"controls={list(recipe.controls)}: names must be unlike")
+    needs_head = {"head", "norms"} & set(recipe.controls if recipe.control else ())
+    if recipe.data.task != "classification" and needs_head:
+        raise SurgeryError(f"controls: {min(needs_head)!r} trains the head of a classification")
+    if recipe.budget == "seconds" and not recipe.surgery.attention:
+        raise SurgeryError("budget='seconds' is as long as the attention takes, and there is none")
+
+
+def _check_surgery(recipe: Recipe) -> None:
+    surgery, names = recipe.surgery, recipe.surgery.attention
+    if len(set(names)) < len(names) or any(name == HOST or is_control(name) for name in names):
+        raise SurgeryError(f"surgery.attention={list(names)}: names must be unlike")
+    known = [*names, *([SCALE] if variant_of(SCALE) in recipe.variants else [])]
     for name in surgery.options:
-        if name not in surgery.attention:
+        if name not in known:
             raise SurgeryError(
-                f"surgery.options has a table for {name!r}{nearest(name, surgery.attention)}, "
+                f"surgery.options has a table for {name!r}{nearest(name, known)}, "
                 "which is none of surgery.attention"
             )
     check_choice("surgery.init", surgery.init, ("identity", "paper"))
-    for name in surgery.attention:
-        attention, asked = surgery_of(surgery, name)
+    for variant in recipe.operated_variants:
+        attention, asked = surgery_of(surgery, variant)
         options = {k: v for k, v in asked.items() if k not in {"where", "position", "existing"}}
         words = {key: asked[key] for key in ("position", "existing")}
         Request.of(attention, asked["where"], options=options, **words).check()
@@ -169,7 +196,14 @@ def check_together(
         raise SurgeryError(
             f"data.unlabelled: {len(splits.unlabelled)} images are fewer than data.batch_size"
         )
-    for variant in recipe.surgery.attention:
+    _check_sites(recipe, host)
+    _check_head(recipe, plain, host)
+
+
+def _check_sites(recipe: Recipe, host: nn.Module) -> None:
+    """Refuse attention that can go nowhere, and a constant gate at other sites than attention."""
+    places = {}
+    for variant in recipe.operated_variants:
         attention, asked = surgery_of(recipe.surgery, variant)
         found = plan(host, attention, **asked)
         if not found.sites:
@@ -178,7 +212,15 @@ def check_together(
                 f"{variant} can go nowhere in {recipe.host.model}: "
                 f"{reasons or 'it has no residual block'}"
             )
-    _check_head(recipe, plain, host)
+        places[variant] = [(site.block, site.after) for site in found.sites]
+    of_scale = places.get(variant_of(SCALE))
+    for variant, own in places.items():
+        if of_scale is not None and own != of_scale:
+            raise SurgeryError(
+                f"the control {SCALE!r} has {len(of_scale)} sites, and {variant} {len(own)}, which "
+                "are not the same: it goes where [surgery] says, or where surgery.options."
+                f"{SCALE} does; give attention at other sites a recipe of its own"
+            )
 
 
 def _check_head(recipe: Recipe, plain: nn.Module, host: nn.Module) -> None:
@@ -187,7 +229,8 @@ def _check_head(recipe: Recipe, plain: nn.Module, host: nn.Module) -> None:
     if shapes[0] == shapes[1] or recipe.pretraining:
         return
     first, *_ = recipe.stages
-    if first.is_for_attention_alone or any(stage.distill_weight for stage in recipe.stages):
+    is_left_new = first.freezes_host and "head" not in first.trains
+    if is_left_new or any(stage.distill_weight for stage in recipe.stages):
         raise SurgeryError(
             "the head is new, fitted to the classes, and knows nothing yet: train it before the "
             "attention that depends on it, and before it teaches, by a table [[pretraining]] with "

@@ -1,4 +1,4 @@
-"""From one start, the control and each attention, with the same seeds and the same budget."""
+"""From one start, the controls and each attention, with the same seeds and the same budget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.experiment.at_insertion import check_start
+from attn_surgery.finetune.experiment.attention_file import save_attention
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.evaluation import gate_movement
 from attn_surgery.finetune.experiment.loop import train
@@ -24,14 +25,12 @@ from attn_surgery.finetune.process import (
     read_json,
     write_json,
 )
-from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe
-from attn_surgery.finetune.training import teacher_of
+from attn_surgery.finetune.recipe import HOST, attention_of, is_control
+from attn_surgery.finetune.training import teacher_of, trained_parameters
 from attn_surgery.host import read_weights
-from attn_surgery.surgery import save
 
 RECIPE = "recipe.json"
 ENVIRONMENT = "environment.json"
-ATTENTION = "attention.safetensors"
 
 
 def run_experiment(context: Context) -> list[dict[str, Any]]:
@@ -41,7 +40,7 @@ def run_experiment(context: Context) -> list[dict[str, Any]]:
         context: The recipe, and what its runs share.
 
     Returns:
-        What came of each run: first the host's of a seed, then the control's and each attention's.
+        What came of each run: first the host's of a seed, then each control's and attention's.
 
     Raises:
         SurgeryError: Something cannot be done, or went wrong; what was saved is whole.
@@ -71,8 +70,28 @@ def _seed(context: Context, seed: int) -> Iterator[dict[str, Any]]:
     """Yield what came of the host, and of each variant."""
     start, host = _start(context, seed)
     yield host
-    for variant in context.recipe.variants:
-        yield _variant(context, variant, seed, start, host)
+    done: dict[str, dict[str, Any]] = {}
+    for variant in context.recipe.training_order:
+        run = Run(context, variant, seed, operated(context.recipe, variant, seed, start))
+        if is_control(variant) and context.recipe.budget == "seconds":
+            run.seconds = _longest(run, [done[name] for name in context.recipe.surgery.attention])
+        done[variant] = _variant(run, start, host)
+    yield from (done[variant] for variant in context.recipe.variants)
+
+
+def _longest(run: Run, others: list[dict[str, Any]]) -> tuple[float, ...]:
+    """Return the seconds of training of the run that took longest, for each stage.
+
+    Raises:
+        SurgeryError: A run was not timed from its beginning.
+    """
+    for other in others:
+        if sum(other.get("taken", ())) != run.steps:
+            raise SurgeryError(
+                f"{other['identity']['variant']}, seed {run.seed}: its training was not timed, so "
+                "that no control can take as long: remove its folder to run it again"
+            )
+    return tuple(max((other["training_s"] for other in others), key=sum))
 
 
 def _start(context: Context, seed: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -98,13 +117,11 @@ def _kept(run: Run) -> dict[str, Tensor]:
         raise SurgeryError(f"{error}; remove {run.folder} to run it again") from error
 
 
-def _variant(
-    context: Context, variant: str, seed: int, start: nn.Module, host: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what came of a variant."""
-    needs_teacher = any(stage.distill_weight for stage in context.recipe.stages)
-    teacher = teacher_of(start) if needs_teacher else None
-    run = Run(context, variant, seed, operated(context.recipe, variant, seed, start), teacher)
+def _variant(run: Run, start: nn.Module, host: dict[str, Any]) -> dict[str, Any]:
+    """Return what came of a variant, from the start that scored what the host's metrics say."""
+    context, variant = run.context, run.variant
+    if any(stage.distill_weight for stage in run.stages):
+        run.teacher = teacher_of(start)
     done = _done(run)
     if done is None:
         at_insertion = context.measure(run.model)
@@ -117,18 +134,13 @@ def _variant(
             "gates": gate_movement(
                 run.model, context.splits.val, context.task, context.loading, context.accelerator
             ),
+            "trained_params": trained_parameters(run.model, run.stages),
         }
-        if variant != CONTROL and context.accelerator.is_main_process:
-            save(run.model.cpu(), run.folder / ATTENTION, host=_changed(context.recipe))
+        if attention_of(variant) and context.accelerator.is_main_process:
+            told["file_bytes"] = save_attention(run)
         done = run.finish(progress, told)
     context.accelerator.wait_for_everyone()
     return done
-
-
-def _changed(recipe: Recipe) -> str | None:
-    """Tell which tensors of the host have to be kept with the attention: those nobody can fetch."""
-    alone = all(stage.is_for_attention_alone for stage in recipe.stages)
-    return None if alone and recipe.host.has_weights and not recipe.pretraining else "all"
 
 
 def _done(run: Run) -> dict[str, Any] | None:

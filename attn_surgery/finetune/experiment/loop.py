@@ -2,7 +2,8 @@
 
 What happens in step k is a function of the recipe, the seed, k, and the weights before it: batches
 and chance are derived from (seed, stage, epoch), see `attn_surgery.finetune.data`. So a checkpoint
-between two steps, with weights, optimizer and average, is all that continuing takes.
+between two steps, with weights, optimizer and average, is all that continuing takes. Where a
+control trains for as many seconds as attention did, how many steps it takes is the clock's as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.data import train_batches
+from attn_surgery.finetune.experiment.budget import Budget, Stopwatch
 from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.finetune.process import Interrupted, Progress, derived, seed_all
 from attn_surgery.finetune.training import Training, take_down
@@ -44,30 +46,45 @@ def train(run: Run) -> Progress:
 
 
 def train_stage(run: Run, training: Training, progress: Progress) -> None:
-    """Train the epochs of a stage that are left."""
-    stage, accelerator = training.stage, run.context.accelerator
-    for epoch in range(progress.epoch, stage.epochs):
-        seed = derived(run.seed, run.stage_name(progress.stage), epoch)
-        steps = steps_of(run, training, seed, progress.update)
-        losses: list[Tensor] = []
-        training.model.train()
-        for update, batches in enumerate(steps, progress.update):
-            seed_all(derived(seed, update, accelerator.process_index))
-            with run.context.training_norms():
-                losses.append(training.step(batches, accelerator))
-            progress.update = update + 1
-            done = epoch * training.updates + progress.update
-            training.stepped(done)
-            run.show(training)
-            if run.is_mark(training, progress):
-                run.log(training, progress, checked(losses, accelerator, done))
-                losses = []
-                if run.is_due():
-                    require_finite(training)
-                    run.save(training, progress)
-            if run.wants_stop(training, progress):
-                stop(run, training, progress, losses)
+    """Train what is left of a stage's budget, epoch by epoch."""
+    budget = run.budget(progress.stage)
+    progress.enter_stage()
+    while progress.update or not budget.is_spent(progress):  # an epoch that began is measured
+        if not budget.is_spent(progress):
+            train_epoch(run, training, progress, budget)
         end_epoch(run, training, progress)
+
+
+def train_epoch(run: Run, training: Training, progress: Progress, budget: Budget) -> None:
+    """Take the steps of an epoch that are left, as long as the budget lasts."""
+    accelerator, watch = run.context.accelerator, Stopwatch()
+    losses: list[Tensor] = []
+    loss = math.nan
+    seed = derived(run.seed, run.stage_name(progress.stage), progress.epoch)
+    training.model.train()
+    steps = steps_of(run, training, seed, progress.update)
+    for update, batches in enumerate(steps, progress.update):
+        seed_all(derived(seed, update, accelerator.process_index))
+        with run.context.training_norms():
+            losses.append(training.step(batches, accelerator))
+        progress.update = update + 1
+        progress.taken[progress.stage] += 1
+        if marked := run.is_mark(training, progress):
+            loss, losses = checked(losses, accelerator, budget.position(progress)), []
+            run.count_time(progress, watch)
+        training.stepped(budget.position(progress))
+        run.show(training)
+        if marked:
+            run.log(training, progress, loss)
+            if run.is_due():
+                require_finite(training)
+                run.save(training, progress)
+                watch.lap()
+        if run.wants_stop(training, progress):
+            run.count_time(progress, watch)
+            stop(run, training, progress, losses)
+        if budget.is_spent(progress):
+            return
 
 
 def steps_of(run: Run, training: Training, seed: int, first: int) -> Iterator[list[Any]]:

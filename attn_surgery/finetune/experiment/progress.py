@@ -20,12 +20,12 @@ class Display:
 
     Args:
         title: What is trained.
-        total: Steps in all.
+        total: Steps in all; None where that is not known.
         done: Steps that were taken before.
         folder: Where TensorBoard's logs go; None for none.
     """
 
-    def __init__(self, title: str, total: int, done: int, folder: Path | None):
+    def __init__(self, title: str, total: int | None, done: int, folder: Path | None):
         self.bar = tqdm(
             total=total,
             initial=done,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from attn_surgery.finetune.data import train_batches
+from attn_surgery.finetune.experiment.budget import Budget, Stopwatch
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.digests import of_variant
 from attn_surgery.finetune.experiment.progress import Display
@@ -48,13 +49,14 @@ class Run:
 
     Attributes:
         context: What it shares with the other runs.
-        variant: An attention, ``control``, or ``host`` for the pretraining.
+        variant: An attention, a control, or ``host`` for the pretraining.
         seed: The seed.
         model: What trains.
         teacher: The untouched host where a stage distills, else None.
         display: What is seen of it.
         saved_at: When the last checkpoint was written.
         began: When the run did, without pauses.
+        seconds: For each stage, how long it trains; none where the recipe's steps count.
     """
 
     context: Context
@@ -65,6 +67,7 @@ class Run:
     display: Display | None = None
     saved_at: float = 0.0
     began: float = 0.0
+    seconds: tuple[float, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -93,6 +96,17 @@ class Run:
         """Return how many steps an epoch has."""
         return len(self.context.splits.train) // self.context.loading.batch_size // stage.accumulate
 
+    def budget(self, number: int) -> Budget:
+        """Return what a stage may take."""
+        stage = self.stages[number]
+        seconds = self.seconds[number] if self.seconds else None
+        return Budget(self.updates(stage), stage.epochs, seconds)
+
+    @property
+    def steps(self) -> int:
+        """The steps that the recipe gives all stages together."""
+        return sum(self.budget(number).steps for number in range(len(self.stages)))
+
     # Beginning and going on
 
     def resume(self) -> tuple[Progress, dict[str, Any] | None]:
@@ -106,22 +120,21 @@ class Run:
             self.model.load_state_dict(states["model"])
         elif self.context.scaler is not None:
             self.context.accelerator.scaler.load_state_dict(self.context.scaler)
-        total = sum(each.epochs * self.updates(each) for each in self.stages)
         if self.context.accelerator.is_main_process:
-            done = self._before(progress.stage) + self._in_stage(progress)
-            title = f"{self.variant}, seed {self.seed}"
-            self.display = Display(title, total, done, self.folder / "logs")
+            title, total = f"{self.variant}, seed {self.seed}", None if self.seconds else self.steps
+            self.display = Display(title, total, self._done(progress), self.folder / "logs")
         self.saved_at = self.began = time.monotonic()
         self.began -= progress.seconds
         return progress, states
 
-    def _before(self, stage: int) -> int:
-        return sum(each.epochs * self.updates(each) for each in self.stages[:stage])
-
-    def _in_stage(self, progress: Progress) -> int:
+    def _done(self, progress: Progress) -> int:
+        """Return how many steps were taken."""
+        if self.seconds:
+            return sum(progress.taken)
+        before = sum(self.budget(number).steps for number in range(progress.stage))
         if progress.stage >= len(self.stages):
-            return 0
-        return progress.epoch * self.updates(self.stages[progress.stage]) + progress.update
+            return before
+        return before + self.budget(progress.stage).position(progress)
 
     def set_up(self, number: int, states: dict[str, Any] | None) -> Training:
         """Prepare a stage, with the states of a checkpoint if it was left in it."""
@@ -179,7 +192,7 @@ class Run:
 
     def log(self, training: Training, progress: Progress, loss: float) -> None:
         """Write down the loss."""
-        step = self._before(progress.stage) + self._in_stage(progress)
+        step = self._done(progress)
         rate = training.optimizer.param_groups[0]["lr"]
         progress.steps.append([step, loss, rate])
         if self.display is not None:
@@ -189,7 +202,7 @@ class Run:
         """Write down what was measured after an epoch."""
         if self.display is None:
             return
-        step = self._before(progress.stage) + self._in_stage(progress)
+        step = self._done(progress)
         last = progress.history[-1]
         own = {key: last[key] for key in (self.context.task.score, "loss") if key in last}
         self.display.log(step, **{self.context.task.score: own[self.context.task.score]})
@@ -213,6 +226,13 @@ class Run:
             float(self.context.wish.signal > 0), device=self.context.accelerator.device
         )
         return bool(self.context.accelerator.reduce(asked, "sum") > 0)
+
+    def count_time(self, progress: Progress, watch: Stopwatch) -> None:
+        """Add what the last steps took; where seconds are the budget, all go by the first's."""
+        spent = watch.lap()
+        if self.seconds:
+            spent = read_by_first(self.context.accelerator, lambda: spent)
+        progress.training_s[progress.stage] += spent
 
     def is_due(self) -> bool:
         """Tell whether it is time to save."""
@@ -247,6 +267,7 @@ class Run:
     def finish(self, progress: Progress, told: dict[str, Any]) -> dict[str, Any]:
         """Write what came of it; from then on the run is done."""
         progress.seconds = time.monotonic() - self.began
+        progress.training_s = read_by_first(self.context.accelerator, lambda: progress.training_s)
         metrics = {
             "identity": self.identity,
             "environment": environment(self.context.accelerator),

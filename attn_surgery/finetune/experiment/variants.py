@@ -9,7 +9,7 @@ from torch import nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.process import derived
-from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe, Surgery
+from attn_surgery.finetune.recipe import Recipe, Surgery, attention_of
 from attn_surgery.host import undisturbed_randomness
 from attn_surgery.planning import Plan, parse_attention
 from attn_surgery.surgery import apply
@@ -20,12 +20,12 @@ def operated(recipe: Recipe, variant: str, seed: int, start: nn.Module) -> nn.Mo
 
     Args:
         recipe: Which attention goes where.
-        variant: An attention; ``control`` and ``host`` have none.
+        variant: An attention; most controls, and ``host``, have none.
         seed: Decides the first weights of the attention.
         start: The host.
     """
     model = copy.deepcopy(start)
-    if variant in {CONTROL, HOST}:
+    if attention_of(variant) is None:
         return model
     attention, asked = surgery_of(recipe.surgery, variant)
     with undisturbed_randomness(seed=derived(seed, "surgery")):
@@ -34,7 +34,7 @@ def operated(recipe: Recipe, variant: str, seed: int, start: nn.Module) -> nn.Mo
 
 def starts_as_host(recipe: Recipe, variant: str) -> bool:
     """Tell whether a variant computes what the host does until it is trained."""
-    if variant == CONTROL:
+    if attention_of(variant) is None:
         return True
     attention, asked = surgery_of(recipe.surgery, variant)
     existing = attention.existing if isinstance(attention, Plan) else asked["existing"]
@@ -47,9 +47,10 @@ def surgery_of(surgery: Surgery, variant: str) -> tuple[Any, dict[str, Any]]:
     Raises:
         SurgeryError: Its options are no table.
     """
-    options = surgery.options.get(variant, {})
+    name = attention_of(variant) or ""
+    options = surgery.options.get(name, {})
     if not isinstance(options, dict):
-        raise SurgeryError(f"surgery.options.{variant} must be a table, not {options!r}")
+        raise SurgeryError(f"surgery.options.{name} must be a table, not {options!r}")
     where = list(surgery.where) or None
     words = {"where": where, "position": surgery.position, "existing": surgery.existing}
-    return parse_attention(variant), {**words, **options}
+    return parse_attention(name), {**words, **options}

@@ -32,6 +32,9 @@ class Progress:
         best: The best score so far; None before there is one.
         best_at: The epochs after which it was measured.
         seconds: Time spent.
+        training_s: For each stage, the seconds of it that were spent on steps, the reading of
+            images included, but neither on measuring nor on saving.
+        taken: For each stage, how many steps these were.
     """
 
     stage: int = 0
@@ -42,6 +45,13 @@ class Progress:
     best: float | None = None
     best_at: int = 0
     seconds: float = 0.0
+    training_s: list[float] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
+
+    def enter_stage(self) -> None:
+        """Make room for the time and the steps of the stage."""
+        for told in (self.training_s, self.taken):
+            told += [0] * (self.stage + 1 - len(told))
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -11,8 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-CONTROL = "control"
-HOST = "host"
+from attn_surgery.finetune.recipe.controls import (
+    CONTROL,
+    HOST,
+    attention_of,
+    is_control,
+    stage_for,
+    variant_of,
+)
+from attn_surgery.finetune.recipe.stages import Stage
+
+__all__ = ["CONTROL", "HOST", "Data", "Host", "Recipe", "Stage", "Surgery"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,6 @@ class Host:
     checkpoint: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def has_weights(self) -> bool:
-        """Whether it was trained before."""
-        return self.pretrained or bool(self.checkpoint)
-
 
 @dataclass(frozen=True)
 class Surgery:
@@ -48,7 +52,7 @@ class Surgery:
         existing: ``skip``, ``stack`` or ``replace``.
         init: ``identity`` or ``paper``.
         options: For each attention, by name, its options; ``where``, ``position`` and ``existing``
-            may be among them.
+            may be among them. ``scale``'s are those of the control ``scale``, too.
     """
 
     attention: tuple[str, ...] = ("cbam",)
@@ -104,72 +108,6 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """``[[stages]]`` or ``[[pretraining]]``: some epochs of training.
-
-    Attributes:
-        trains: ``all``; ``attention``; or patterns over the names of the host's parameters, and
-            the word ``head``, besides which the attention trains. The control, which has no
-            attention, trains everything in an ``attention`` stage: the same number of steps, at
-            ``lr``, which therefore has to be one that is good for the host. What the host itself
-            does not train (``requires_grad`` is false) stays as it is.
-        freezes: Patterns over the names of the host's parameters that do not train all the same;
-            new attention within is not meant, unless ``freezes_attention``.
-        freezes_attention: Whether ``freezes`` means new attention, too.
-        epochs: How many times the training images are seen.
-        optimizer: One that ``timm.optim`` knows.
-        lr: Learning rate of the host.
-        attention_lr_scale: How many times the host's learning rate the attention's is.
-        weight_decay: Of weights; biases, norms and the scalars of gates have none.
-        optimizer_options: More keywords for the optimizer.
-        schedule: ``cosine``, ``poly``, ``tanh``, ``step``, ``multistep`` of ``timm.scheduler``, or
-            ``constant``.
-        schedule_options: More keywords of ``timm.scheduler.create_scheduler_v2``.
-        warmup_epochs: Epochs in which the learning rates rise from 0; part of ``epochs``.
-        norm_stats: The host's running statistics: ``live``, ``frozen``, or ``auto``: live where
-            they are those of 16 images or more, of a process's part of a batch (of several
-            processes, the first one's are kept) or, with ``sync_batchnorm``, of all of it. Where
-            nothing of a norm trains they are frozen. Those of the attention are live.
-        label_smoothing: From 0 to 1.
-        mixup: Alpha of mixup; 0 for none.
-        cutmix: Alpha of CutMix; 0 for none.
-        ema: Decay of the moving average of the weights, which is then what is measured and kept;
-            0 for none.
-        clip_grad: Largest norm of the gradient; 0 for any.
-        accumulate: Batches for one step of the optimizer.
-        distill_weight: Of the loss against the untouched host's output; 0 for none.
-        distill_temperature: What logits are divided by there.
-    """
-
-    trains: tuple[str, ...] = ("all",)
-    freezes: tuple[str, ...] = ()
-    freezes_attention: bool = False
-    epochs: int = 1
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    attention_lr_scale: float = 10.0
-    weight_decay: float = 0.01
-    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    schedule: str = "cosine"
-    schedule_options: Mapping[str, Any] = field(default_factory=dict)
-    warmup_epochs: float = 0.0
-    norm_stats: str = "auto"
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    ema: float = 0.0
-    clip_grad: float = 0.0
-    accumulate: int = 1
-    distill_weight: float = 0.0
-    distill_temperature: float = 1.0
-
-    @property
-    def is_for_attention_alone(self) -> bool:
-        """Whether nothing of the host trains."""
-        return set(self.trains) == {"attention"}
-
-
-@dataclass(frozen=True)
 class Recipe:
     """The whole file.
 
@@ -180,7 +118,13 @@ class Recipe:
         surgery: What is inserted.
         pretraining: What is done before it: once for each seed, for all variants alike.
         seeds: How often everything is repeated, with seeds 0, 1, 2, ...
-        control: Whether the same is done without surgery.
+        control: Whether there are controls: what the attention has to beat.
+        controls: Which: ``same``: the same stages without surgery; ``head``: its head alone trains;
+            ``norms``: head, and weights and biases of the host's norms; ``scale``: a constant gate
+            and shift per channel, the attention `attn_surgery.attention.Scale`, in the attention's
+            place; ``full``: everything. Each with the stages' own steps, rates and seeds.
+        budget: What controls have as much of as the attention: ``steps``, or ``seconds`` of
+            training, those of the attention that took longest. Schedules follow the seconds then.
         output: Where everything is written.
         amp: ``no``, ``bf16`` or ``fp16``: mixed precision.
         sync_batchnorm: Whether batch norms, the host's and the attention's, go by the batches of
@@ -200,6 +144,8 @@ class Recipe:
     pretraining: tuple[Stage, ...] = ()
     seeds: int = 3
     control: bool = True
+    controls: tuple[str, ...] = ("same",)
+    budget: str = "steps"
     output: str = "runs"
     amp: str = "no"
     sync_batchnorm: bool = False
@@ -211,14 +157,34 @@ class Recipe:
     note: str = ""
 
     @property
+    def control_variants(self) -> tuple[str, ...]:
+        """The controls, as variants are called."""
+        return tuple(map(variant_of, self.controls)) if self.control else ()
+
+    @property
     def variants(self) -> tuple[str, ...]:
-        """What is compared: the control, if there is one, and each attention."""
-        return (*([CONTROL] if self.control else []), *self.surgery.attention)
+        """What is compared: the controls, if there are any, and each attention."""
+        return (*self.control_variants, *self.surgery.attention)
+
+    @property
+    def operated_variants(self) -> tuple[str, ...]:
+        """Those that have attention."""
+        return tuple(each for each in self.variants if attention_of(each))
+
+    @property
+    def training_order(self) -> tuple[str, ...]:
+        """The variants as they train: controls last where they may take as long as attention."""
+        if self.budget == "steps":
+            return self.variants
+        return (*self.surgery.attention, *self.control_variants)
 
     def stages_of(self, variant: str) -> list[tuple[str, Stage]]:
         """Return what a variant goes through, each stage with its place in the recipe."""
         name = "pretraining" if variant == HOST else "stages"
-        return [(f"{name}.{i}", stage) for i, stage in enumerate(getattr(self, name))]
+        return [
+            (f"{name}.{i}", stage_for(variant, stage))
+            for i, stage in enumerate(getattr(self, name))
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, fit for JSON."""
@@ -231,11 +197,12 @@ class Recipe:
         change the last bits of them, are left free.
 
         Args:
-            variant: An attention, ``control``, or ``host`` for the pretraining.
+            variant: An attention, a control, or ``host`` for the pretraining.
             seed: The seed.
         """
         data = self.to_dict()
-        told = {key: data[key] for key in ("host", "data", "amp", "pretraining")}
+        told = {key: data[key] for key in ("host", "data", "amp")}
+        told["pretraining"] = self._told(HOST)
         told["data"] = {key: value for key, value in told["data"].items() if key not in _PLACES}
         # Files count by what they hold, whatever they are called: see `contents`.
         told["host"]["checkpoint"] = _GIVEN if self.host.checkpoint else ""
@@ -243,12 +210,17 @@ class Recipe:
         if self.sync_batchnorm:  # not else: runs from before there was the key go on
             told["sync_batchnorm"] = True
         if variant != HOST:
-            told["stages"] = data["stages"]
-        if variant not in {CONTROL, HOST}:
+            told["stages"] = self._told(variant)
+        if attention := attention_of(variant):
             surgery = data["surgery"]
-            own = surgery["options"].get(variant, {})
-            told["surgery"] = {**surgery, "attention": variant, "options": own}
+            own = surgery["options"].get(attention, {})
+            told["surgery"] = {**surgery, "attention": attention, "options": own}
+        if is_control(variant) and self.budget == "seconds":
+            told["as_long_as"] = list(self.surgery.attention)
         return {**told, "variant": variant, "seed": seed}
+
+    def _told(self, variant: str) -> list[Any]:
+        return _plain([stage.to_dict() for _, stage in self.stages_of(variant)])
 
 
 _PLACES = {"root", "workers", "download"}

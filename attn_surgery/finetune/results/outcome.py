@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tabulate import tabulate
 
-from attn_surgery.finetune.process import need
-from attn_surgery.finetune.recipe import CONTROL, HOST
-
-CONFIDENCE = 0.95
-FEWEST_PAIRS = 3
+from attn_surgery.finetune.recipe import CONTROL, HOST, is_control
+from attn_surgery.finetune.results.comparison import (
+    Comparison,
+    Difference,
+    compare,
+    comparison_table,
+    interval,
+)
 
 
 @dataclass(frozen=True)
@@ -39,51 +41,41 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A mean of paired differences, and its 95 % interval by Student's t (None for one pair).
-
-    Fewer than three pairs say nothing of chance, whatever the interval.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    pairs: int
-
-    @property
-    def verdict(self) -> str:
-        """Say what may be concluded."""
-        if self.low is None or self.high is None or self.pairs < FEWEST_PAIRS:
-            return f"is not judged: {self.pairs} of the {FEWEST_PAIRS} seeds that it takes at least"
-        if self.low > 0:
-            return "beats its control"
-        if self.high < 0:
-            return "is worse than its control"
-        return "does not beat its control: the interval holds 0"
-
-
-@dataclass(frozen=True)
 class Line:
     """A variant, over all seeds.
 
     Attributes:
-        variant: ``host`` (before everything), ``control``, or an attention.
+        variant: ``host`` (before everything), a control, or an attention.
         scores: For each seed, what the last weights score.
         at_insertion: For each seed, what the first weights scored.
         best: For each seed, the best score after any epoch, chosen by the very images it is
             measured on.
-        difference: To the control.
+        comparisons: With each control.
         costs: What it adds to the host.
         gates: For each attention, how far it is from the identity; the mean over seeds.
+        trained_params: Parameters that trained.
+        file_bytes: Of the file that `attn_surgery.save` wrote: the attention, and what training
+            changed of the host.
+        step_s: Seconds of a step of training, the reading of images included.
+        steps: Steps of training; the mean over seeds.
     """
 
     variant: str
     scores: tuple[float, ...]
     at_insertion: tuple[float, ...] = ()
     best: tuple[float, ...] = ()
-    difference: Difference | None = None
+    comparisons: tuple[Comparison, ...] = ()
     costs: Costs = Costs()
     gates: Mapping[str, float] = field(default_factory=dict)
+    trained_params: int | None = None
+    file_bytes: int | None = None
+    step_s: float | None = None
+    steps: float | None = None
+
+    @property
+    def difference(self) -> Difference | None:
+        """To the first control; None where there is none."""
+        return self.comparisons[0].difference if self.comparisons else None
 
     @property
     def mean(self) -> float:
@@ -116,7 +108,15 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, fit for JSON; the losses of single steps are in each run's metrics."""
-        lines = [{**asdict(each), "mean": each.mean, "spread": each.spread} for each in self.lines]
+        lines = [
+            {
+                **asdict(each),
+                "difference": each.difference and asdict(each.difference),
+                "mean": each.mean,
+                "spread": each.spread,
+            }
+            for each in self.lines
+        ]
         return {
             "score": self.score,
             "lines": lines,
@@ -126,31 +126,27 @@ class Outcome:
             "runs": [{k: v for k, v in run.items() if k != "steps"} for run in self.runs],
         }
 
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Of each attention with each control."""
+        return [each for line in self.lines for each in line.comparisons]
+
     def table(self, style: str = "simple") -> str:
-        """Return the table in one of tabulate's styles."""
-        rows = [_row(line) for line in self.lines]
-        heads = [
-            "variant",
-            f"{self.score} (%)",
-            "sd over seeds",
-            "to control (95 %)",
-            "params added",
-            "MACs added",
-            "latency ratio (95 %)",
-            "gates from 1 (%)",
-        ]
-        return tabulate(rows, heads, style, disable_numparse=True)
+        """Return the table of the variants in one of tabulate's styles."""
+        columns = _columns(self.lines, self.score)
+        rows = [[write(line) for write in columns.values()] for line in self.lines]
+        return tabulate(rows, list(columns), style, disable_numparse=True)
+
+    def tables(self, style: str = "simple") -> list[str]:
+        """Return the table of the variants, and that of the comparisons, if there are any."""
+        return [self.table(style), *filter(None, [comparison_table(self.comparisons, style)])]
 
     def verdicts(self) -> list[str]:
-        """Return a sentence for each attention."""
-        return [
-            f"{line.variant} {line.difference.verdict}"
-            for line in self.lines
-            if line.difference is not None
-        ]
+        """Return a sentence for each comparison."""
+        return list(map(str, self.comparisons))
 
     def __str__(self) -> str:
-        return "\n\n".join([self.table(), "\n".join(self.verdicts() + self.remarks())])
+        return "\n\n".join([*self.tables(), "\n".join(self.verdicts() + self.remarks())])
 
     def remarks(self) -> list[str]:
         """Return what has to be said below the table."""
@@ -166,10 +162,12 @@ class Outcome:
         kept = "scores are those of the last weights, not of the best; "
         gates = (
             "gates from 1: |attention(x) - x| / |x|, the least and the most of all sites; MACs: "
-            "multiply-adds of convolutions and matrix products"
+            "multiply-adds of convolutions and matrix products; file: what save writes; step: with "
+            "the reading of images, without measuring"
         )
+        tests = ["p: paired t-test over seeds, two-sided"] if self.comparisons else []
         note = [str(self.recipe["note"])] if self.recipe.get("note") else []
-        return [kept + gates, *note, *starts, *unknown, *measured]
+        return [kept + gates, *tests, *note, *starts, *unknown, *measured]
 
 
 def gather(
@@ -191,10 +189,19 @@ def gather(
     by_variant: dict[str, list[Mapping[str, Any]]] = {}
     for each in results:
         by_variant.setdefault(each["identity"]["variant"], []).append(each)
-    control = [each["score"][score] for each in by_variant.get(CONTROL, ())]
+    scores = {name: [run["score"][score] for run in runs] for name, runs in by_variant.items()}
+    controls = [name for name in by_variant if is_control(name)]
+    attentions = [name for name in by_variant if name != HOST and not is_control(name)]
+    compared = compare(scores, attentions, controls)
     lines = tuple(
-        _line(variant, each, score, control, costs.get(variant, Costs()))
-        for variant, each in by_variant.items()
+        _line(
+            variant,
+            runs,
+            score,
+            tuple(each for each in compared if each.attention == variant),
+            costs.get(variant, Costs()),
+        )
+        for variant, runs in by_variant.items()
     )
     return Outcome(score, lines, recipe, environment, tuple(results))
 
@@ -203,69 +210,63 @@ def _line(
     variant: str,
     results: Sequence[Mapping[str, Any]],
     score: str,
-    control: Sequence[float],
+    comparisons: tuple[Comparison, ...],
     costs: Costs,
 ) -> Line:
     scores = tuple(each["score"][score] for each in results)
     if variant == HOST:
         return Line(variant, scores)
-    difference = paired(scores, control) if control and variant != CONTROL else None
     sites = results[0]["gates"]
+    steps = [sum(each.get("taken", ())) for each in results]
+    seconds = sum(sum(each.get("training_s", ())) for each in results)
     return Line(
         variant,
         scores,
         tuple(each["at_insertion"][score] for each in results),
         tuple(each["best"] for each in results),
-        difference,
+        comparisons,
         costs,
         {site: statistics.fmean(each["gates"][site] for each in results) for site in sites},
+        results[0].get("trained_params"),
+        results[0].get("file_bytes"),
+        seconds / sum(steps) if all(steps) else None,
+        statistics.fmean(steps) if all(steps) else None,
     )
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Return the mean of ``a - b``, pair by pair, with its confidence interval.
-
-    Example:
-        >>> difference = paired([0.92, 0.93, 0.94], [0.91, 0.92, 0.91])
-        >>> round(difference.mean, 4), round(difference.low, 4), round(difference.high, 4)
-        (0.0167, -0.012, 0.0454)
-        >>> difference.verdict
-        'does not beat its control: the interval holds 0'
-    """
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    mean, n = statistics.fmean(differences), len(differences)
-    if n < 2:
-        return Difference(mean, None, None, n)
-    stats: Any = need("scipy.stats", "scipy")
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return Difference(mean, mean - float(reach), mean + float(reach), n)
+# The table
 
 
-def _row(line: Line) -> list[str]:
-    costs, spread = line.costs, line.spread
-    return [
-        {HOST: "host before", CONTROL: "control after"}.get(line.variant, f"{line.variant} after"),
-        f"{100 * line.mean:.2f}",
-        "" if spread is None else f"{100 * spread:.2f}",
-        "" if line.difference is None else interval(line.difference),
-        "" if costs.params is None else f"{costs.params:+,}",
-        "" if costs.macs is None else f"{costs.macs:+,}",
-        _ratio(costs),
-        _moved(line.gates),
-    ]
+def _columns(lines: Sequence[Line], score: str) -> dict[str, Callable[[Line], str]]:
+    """Return the head of each column, and what writes a line's cell."""
+    controls = {each.control for line in lines for each in line.comparisons}
+    difference = {"to control (95 %)": _difference} if controls == {CONTROL} else {}
+    return {
+        "variant": _name,
+        f"{score} (%)": lambda line: f"{100 * line.mean:.2f}",
+        "sd over seeds": lambda line: _written(line.spread, "{:.2f}", 100),
+        **difference,
+        "trained": lambda line: _written(line.trained_params, "{:,}"),
+        "params added": lambda line: _written(line.costs.params, "{:+,}"),
+        "MACs added": lambda line: _written(line.costs.macs, "{:+,}"),
+        "latency ratio (95 %)": lambda line: _ratio(line.costs),
+        "file (kB)": lambda line: _written(line.file_bytes, "{:,.1f}", 1e-3),
+        "steps": lambda line: _written(line.steps, "{:,.0f}"),
+        "step (ms)": lambda line: _written(line.step_s, "{:.1f}", 1e3),
+        "gates from 1 (%)": lambda line: _moved(line.gates),
+    }
 
 
-def interval(difference: Difference) -> str:
-    """Write a difference in percent, with its interval.
+def _name(line: Line) -> str:
+    return f"{line.variant} {'before' if line.variant == HOST else 'after'}"
 
-    Example:
-        >>> interval(Difference(0.004, -0.001, 0.009, pairs=5))
-        '+0.40 (-0.10 to +0.90)'
-    """
-    if difference.low is None or difference.high is None:
-        return f"{100 * difference.mean:+.2f}"
-    ends = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
-    return f"{100 * difference.mean:+.2f} ({ends})"
+
+def _difference(line: Line) -> str:
+    return "" if line.difference is None else interval(line.difference)
+
+
+def _written(value: float | None, form: str, scale: float = 1) -> str:
+    return "" if value is None else form.format(value if scale == 1 else value * scale)
 
 
 def _ratio(costs: Costs) -> str:

@@ -15,7 +15,8 @@ from torch import nn
 from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.experiment import surgery_of
 from attn_surgery.finetune.process import need, write_json
-from attn_surgery.finetune.recipe import HOST, Recipe
+from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe
+from attn_surgery.finetune.results.comparison import Comparison
 from attn_surgery.finetune.results.outcome import Costs, Line, Outcome
 from attn_surgery.host import write_whole
 from attn_surgery.reporting import report
@@ -29,7 +30,7 @@ def costs_of(
     input_size: tuple[int, ...],
     device: torch.device,
 ) -> dict[str, Costs]:
-    """Count, and measure, what each attention adds to a host.
+    """Count, and measure, what each attention, and a constant gate, adds to a host.
 
     The runs are over by then, and their results must not be lost: whatever fails stands in
     `Costs.error`.
@@ -42,7 +43,7 @@ def costs_of(
     """
     return {
         variant: _costs_or_why_not(recipe, variant, build, input_size, device)
-        for variant in recipe.surgery.attention
+        for variant in recipe.operated_variants
     }
 
 
@@ -103,23 +104,43 @@ def publish(outcome: Outcome, folder: Path, name: str = "result") -> None:
 def _csv(outcome: Outcome) -> str:
     text = io.StringIO()
     seeds = max(len(line.scores) for line in outcome.lines)
-    names = ["variant", "mean", "spread", "difference", "low", "high"]
     writer = csv.writer(text, lineterminator="\n")
-    costs = list(vars(Costs()))
-    writer.writerow([*names, *costs, "gates", *(f"seed{i}" for i in range(seeds))])
+    costs, own = list(vars(Costs())), ["trained_params", "file_bytes", "step_s", "steps"]
+    controls = list(dict.fromkeys(each.control for each in outcome.comparisons))
+    compared = [f"{key}{_of(control)}" for control in controls for key in _COMPARED]
+    names = ["variant", "mean", "spread", *compared, *costs, *own, "gates"]
+    writer.writerow([*names, *(f"seed{i}" for i in range(seeds))])
     for line in outcome.lines:
-        told = line.difference
-        parts = (told.mean, told.low, told.high) if told else (None, None, None)
+        told = {each.control: each for each in line.comparisons}
+        parts = [part for control in controls for part in _compared(told.get(control))]
         gates = statistics.fmean(line.gates.values()) if line.gates else None
-        own = [getattr(line.costs, each) for each in costs]
-        writer.writerow([line.variant, line.mean, line.spread, *parts, *own, gates, *line.scores])
+        added = [getattr(line.costs, each) for each in costs]
+        ours = [getattr(line, each) for each in own]
+        cells = [line.variant, line.mean, line.spread, *parts, *added, *ours, gates]
+        writer.writerow([*cells, *line.scores])
     return text.getvalue()
+
+
+_COMPARED = ("difference", "low", "high", "p", "p_holm")
+
+
+def _of(control: str) -> str:
+    """Tell the columns of a control from those of the others: the usual one's have plain names."""
+    return control.removeprefix(CONTROL).replace("-", "_")
+
+
+def _compared(told: Comparison | None) -> tuple[float | None, ...]:
+    if told is None:
+        return (None,) * len(_COMPARED)
+    own = told.difference
+    return own.mean, own.low, own.high, told.p, told.holm
 
 
 def _markdown(outcome: Outcome) -> str:
     remarks = [f"- {each}" for each in outcome.verdicts() + outcome.remarks()]
     sites = _sites([line for line in outcome.lines if line.gates])
-    return "\n\n".join(filter(None, [outcome.table("github"), "\n".join(remarks), sites])) + "\n"
+    parts = [*outcome.tables("github"), "\n".join(remarks), sites]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _sites(lines: Sequence[Line]) -> str:
@@ -145,7 +166,7 @@ def _picture(outcome: Outcome) -> bytes:
         if line.variant == HOST:
             axes.axhline(100 * line.mean, color="0.6", linestyle="--", label="host before")
         elif curves:
-            columns = list(zip(*curves, strict=True))
+            columns = list(zip(*curves, strict=False))  # by the clock, some seeds have more epochs
             epochs = range(len(columns))
             means = [100 * statistics.fmean(column) for column in columns]
             (drawn,) = axes.plot(epochs, means, marker="o", label=line.variant)

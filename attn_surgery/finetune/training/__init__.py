@@ -8,13 +8,16 @@ from attn_surgery.finetune.training.parameter_groups import (
 )
 from attn_surgery.finetune.training.stage import (
     Training,
-    choose_trained,
-    keep_statistics,
     make_optimizer,
     make_scheduler,
     set_up,
     take_down,
     teacher_of,
+)
+from attn_surgery.finetune.training.trained import (
+    choose_trained,
+    keep_statistics,
+    trained_parameters,
 )
 
 __all__ = [
@@ -30,4 +33,5 @@ __all__ = [
     "take_down",
     "teacher_of",
     "thaw_norm_statistics",
+    "trained_parameters",
 ]

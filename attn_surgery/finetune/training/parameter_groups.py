@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.finetune.hosts import head_path
+from attn_surgery.finetune.training.owners import (
+    attention_parameters,
+    has_statistics,
+    is_norm,
+    is_scale,
+    norm_parameters,
+)
 from attn_surgery.surgery import inserted
 
 Patterns = str | Sequence[str]
-
-_STATISTICS = ("running_mean", "running_var")
 
 
 def param_groups(
@@ -30,6 +35,9 @@ def param_groups(
     lr: float,
     attention_lr_scale: float = 10.0,
     weight_decay: float = 0.01,
+    *,
+    head_lr_scale: float = 1.0,
+    norms_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Group the parameters for a torch optimizer: a higher rate for attention, decay for weights.
 
@@ -44,10 +52,13 @@ def param_groups(
         lr: The learning rate of the host.
         attention_lr_scale: How many times the learning rate of the host the attention's is.
         weight_decay: The weight decay of what is decayed.
+        head_lr_scale: How many times it the rate of the layer that makes the logits is.
+        norms_lr_scale: How many times it that of weights and biases of the host's norms is.
 
     Returns:
-        Up to four groups, those that are not empty, named ``host``, ``host_no_decay``,
-        ``attention`` and ``attention_no_decay`` under the key ``name``.
+        Those groups that are not empty, named ``host``, ``host_no_decay``, ``attention`` and
+        ``attention_no_decay`` under the key ``name``; and, where their rate is another than the
+        host's, the same two of ``head`` and ``norms``.
 
     Raises:
         SurgeryError: A number cannot be used, or nothing is left to be trained.
@@ -64,9 +75,11 @@ def param_groups(
         attention_no_decay 16 0.1 0.0
         >>> optimizer = torch.optim.AdamW(groups)
     """
-    _check_numbers(lr=lr, attention_lr_scale=attention_lr_scale, weight_decay=weight_decay)
-    attention, plain = _attention_parameters(model), _not_decayed(model)
-    rates = {"host": lr, "attention": lr * attention_lr_scale}
+    scales = {"attention": attention_lr_scale, "head": head_lr_scale, "norms": norms_lr_scale}
+    _check_numbers(lr=lr, weight_decay=weight_decay)
+    _check_numbers(**{f"{owner}_lr_scale": scale for owner, scale in scales.items()})
+    owners, plain = _owners(model, scales), _not_decayed(model)
+    rates = {"host": lr, **{owner: lr * scale for owner, scale in scales.items()}}
     decays = {"": weight_decay, "_no_decay": 0.0}
     groups = {
         owner + suffix: {"name": owner + suffix, "params": [], "lr": rate, "weight_decay": decay}
@@ -75,7 +88,7 @@ def param_groups(
     }
     for parameter in model.parameters():
         if parameter.requires_grad:
-            owner = "attention" if id(parameter) in attention else "host"
+            owner = owners.get(id(parameter), "host")
             suffix = "_no_decay" if id(parameter) in plain else ""
             groups[owner + suffix]["params"].append(parameter)
     filled = [group for group in groups.values() if group["params"]]
@@ -90,8 +103,15 @@ def _check_numbers(**numbers: float) -> None:
             raise SurgeryError(f"{name}={value!r} is not a number of at least 0")
 
 
-def _attention_parameters(model: nn.Module) -> set[int]:
-    return {id(each) for one in inserted(model).values() for each in one.parameters()}
+def _owners(model: nn.Module, scales: Mapping[str, float]) -> dict[int, str]:
+    """Return whose the parameters are that have a learning rate of their own, by identity."""
+    named, owners = dict(model.named_parameters(remove_duplicate=False)), {}
+    if scales["norms"] != 1:
+        owners |= {id(named[name]): "norms" for name in norm_parameters(model)}
+    if scales["head"] != 1:
+        head = model.get_submodule(head_path(model))
+        owners |= {id(parameter): "head" for parameter in head.parameters()}
+    return owners | dict.fromkeys(attention_parameters(model), "attention")
 
 
 def _not_decayed(model: nn.Module) -> set[int]:
@@ -99,27 +119,16 @@ def _not_decayed(model: nn.Module) -> set[int]:
     found: set[int] = set()
     for module in model.modules():
         own = module.named_parameters(recurse=False)
-        found |= {id(p) for name, p in own if _is_norm(module) or _is_scale(module, name, p)}
+        found |= {id(p) for name, p in own if is_norm(module) or is_scale(module, name, p)}
         if excepted := _excepted(module):
             found |= {id(p) for name, p in module.named_parameters() if name in excepted}
     return found
-
-
-def _is_scale(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Tell whether this is a bias or a vector, whatever its shape, and no layer's weight."""
-    if name == "weight" and isinstance(module, (_ConvNd, nn.Linear)):
-        return False
-    return name == "bias" or parameter.numel() == max(parameter.shape, default=1)
 
 
 def _excepted(module: nn.Module) -> set[str]:
     """Return the names that a timm model excepts from weight decay."""
     listed = getattr(module, "no_weight_decay", None)
     return set(listed()) if inspect.ismethod(listed) else set()
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)) or _has_statistics(module)
 
 
 # Frozen parameters
@@ -154,7 +163,7 @@ def freeze(model: nn.Module, patterns: Patterns, *, keep_attention: bool = True)
         attn_surgery.errors.SurgeryError: 'layr1' names no parameter and no module with \
 parameters; did you mean 'layer1'?
     """
-    attention = _attention_parameters(model)
+    attention = attention_parameters(model)
     names = dict(model.named_parameters(remove_duplicate=False))
     kept = {name for name, p in names.items() if keep_attention and id(p) in attention}
     chosen = selected(names, patterns, "parameter", kept)
@@ -298,13 +307,9 @@ def _norms(model: nn.Module, patterns: Patterns) -> list[str]:
     found = [
         path
         for path, module in model.named_modules()
-        if _has_statistics(module) and id(module) not in attention
+        if has_statistics(module) and id(module) not in attention
     ]
     return selected(found, patterns, "norm") if found or patterns != "*" else []
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return any(module._buffers.get(name) is not None for name in _STATISTICS)
 
 
 def _in_evaluation(norm: nn.Module, _: tuple[Any, ...]) -> None:

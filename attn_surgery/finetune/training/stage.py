@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +14,11 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError, one_line
-from attn_surgery.finetune.hosts import head_path
 from attn_surgery.finetune.recipe import Stage
 from attn_surgery.finetune.tasks import Loss, Task, with_teacher
 from attn_surgery.finetune.training.held_buffers import HeldBuffers
-from attn_surgery.finetune.training.parameter_groups import (
-    freeze,
-    freeze_norm_statistics,
-    param_groups,
-    selected,
-    thaw_norm_statistics,
-)
-from attn_surgery.surgery import inserted
-
-LIVE_FROM = 16
-"""Images in a batch from which its statistics are good enough to be followed."""
+from attn_surgery.finetune.training.parameter_groups import param_groups, thaw_norm_statistics
+from attn_surgery.finetune.training.trained import choose_trained, holds_host, keep_statistics
 
 
 @dataclass
@@ -47,7 +36,7 @@ class Training:
         updates: Steps of the optimizer in an epoch.
         constant: Parameters that did not train before.
         former: Attributes that Accelerate set anew, and what they were before, if anything.
-        held: The host's buffers, where the attention alone trains.
+        held: The host's buffers, where the host is frozen.
     """
 
     stage: Stage
@@ -134,7 +123,7 @@ def set_up(
     before = dict(vars(model))
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     former = {k: before.get(k) for k, v in vars(model).items() if v is not before.get(k)}
-    held = HeldBuffers(model) if inserted(model) and stage.is_for_attention_alone else None
+    held = HeldBuffers(model) if holds_host(model, stage) else None
     return Training(
         stage,
         model,
@@ -165,60 +154,6 @@ def take_down(training: Training, accelerator: Any) -> None:
         parameter.requires_grad_(False)
 
 
-# What trains
-
-
-def choose_trained(model: nn.Module, stage: Stage) -> None:
-    """Let those parameters alone require a gradient that a stage trains; no others than before.
-
-    Raises:
-        SurgeryError: A pattern selects nothing.
-
-    Example:
-        >>> import torchvision
-        >>> model = torchvision.models.resnet18()
-        >>> choose_trained(model, Stage(trains=("head",)))
-        >>> [name for name, p in model.named_parameters() if p.requires_grad]
-        ['fc.weight', 'fc.bias']
-    """
-    if stage.trains != ("all",) and (inserted(model) or not stage.is_for_attention_alone):
-        own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        words = [each for each in stage.trains if each != "attention"]
-        kept = selected(own, [head_path(model) if each == "head" else each for each in words])
-        freeze(model, "*")
-        for name in kept:
-            own[name].requires_grad_(True)
-    if stage.freezes:
-        freeze(model, stage.freezes, keep_attention=not stage.freezes_attention)
-
-
-def keep_statistics(model: nn.Module, stage: Stage, norm_batch: int) -> None:
-    """Freeze the running statistics of the host that a stage does not let follow the batches."""
-    if stage.norm_stats == "frozen" or (stage.norm_stats == "auto" and norm_batch < LIVE_FROM):
-        freeze_norm_statistics(model)
-        return
-    if inserted(model) and stage.is_for_attention_alone:
-        freeze_norm_statistics(model)
-        return
-    for path in _untrained_norms(model):
-        freeze_norm_statistics(model, path)
-
-
-def _untrained_norms(model: nn.Module) -> Iterator[str]:
-    """Yield norms of which nothing trains; for those without weights, nothing around them."""
-    attention = tuple(f"{path}." for path in inserted(model))
-    host = {name: p for name, p in model.named_parameters() if not name.startswith(attention)}
-    for path, module in model.named_modules():
-        if module._buffers.get("running_mean") is None or path.startswith(attention):
-            continue
-        around = path
-        while around and not any(name.startswith(f"{around}.") for name in host):
-            around = around.rpartition(".")[0]
-        within = f"{around}." if around else ""
-        if not any(p.requires_grad for name, p in host.items() if name.startswith(within)):
-            yield path
-
-
 # What it trains by
 
 
@@ -228,7 +163,14 @@ def make_optimizer(model: nn.Module, stage: Stage) -> Any:
     Raises:
         SurgeryError: There is no such optimizer, or it does not take its options.
     """
-    groups = param_groups(model, stage.lr, stage.attention_lr_scale, stage.weight_decay)
+    groups = param_groups(
+        model,
+        stage.lr,
+        stage.attention_lr_scale,
+        stage.weight_decay,
+        head_lr_scale=stage.head_lr_scale,
+        norms_lr_scale=stage.norms_lr_scale,
+    )
     try:
         return create_optimizer_v2(
             groups, opt=stage.optimizer, lr=stage.lr, **stage.optimizer_options
