@@ -5,15 +5,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
 from attn_surgery.attention.construction import (
     BATCH_NORM,
     CONV,
     INITS,
     ChannelGate,
+    Described,
+    Pooled,
+    Scaled,
     batched,
     choice,
     flag,
+    is_untouched,
     register,
     sigmoid_gate,
     unbatched,
@@ -156,7 +161,15 @@ class SpatialAttention(nn.Module):
             described = torch.cat([maximum, mean], 1)
         else:
             described = torch.cat([mean, maximum], 1)
-        return unbatched(sigmoid_gate(self.conv(described), self.init), x, spatial_dims)
+        return unbatched(self.gate_of(described), x, spatial_dims)
+
+    def gate_of(self, described: Tensor) -> Tensor:
+        """Compute the factors from what the channels were described by.
+
+        ``(N, 2, *spatial)``, maximum and mean in the order of the convolution's channels, ->
+        ``(N, 1, *spatial)``.
+        """
+        return sigmoid_gate(self.conv(described), self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every position: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
@@ -247,11 +260,30 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale channels and positions: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
+        if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
+            if self._goes_by_passes(x):
+                return self._by_passes(x)
         if self.order == "channel_first":
             return self.spatial(self.channel(x))
         if self.order == "spatial_first":
             return self.channel(self.spatial(x))
         return x * self.channel.gate(x) * self.spatial.gate(x)
+
+    def _goes_by_passes(self, x: Tensor) -> bool:
+        return (
+            self.order == "channel_first"
+            and is_untouched(self.channel, ChannelAttention)
+            and is_untouched(self.spatial, SpatialAttention)
+            and self.channel.goes_by_passes(x)
+        )
+
+    def _by_passes(self, x: Tensor) -> Tensor:
+        spatial, mean_first = x.shape[2:], self.spatial.channel_order == "mean_max"
+        x, pools = Pooled.apply(x, self.channel.pools)
+        channel = self.channel.gate_of(pools)
+        x, told = Described.apply(x, channel, mean_first)
+        position = self.spatial.gate_of(told.view(-1, 2, *spatial))
+        return Scaled.apply(x, channel, position.flatten(2))
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""

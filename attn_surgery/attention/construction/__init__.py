@@ -17,6 +17,12 @@ from attn_surgery.attention.construction.gate import (
     sigmoid_gate,
 )
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
+from attn_surgery.attention.construction.ordinary import is_untouched
+from attn_surgery.attention.construction.passes import (
+    Described,
+    Pooled,
+    Scaled,
+)
 from attn_surgery.attention.construction.registry import (
     Entry,
     available,
@@ -33,7 +39,10 @@ __all__ = [
     "POOLS",
     "TIMM",
     "ChannelGate",
+    "Described",
     "Entry",
+    "Pooled",
+    "Scaled",
     "available",
     "batched",
     "build",
@@ -44,6 +53,7 @@ __all__ = [
     "get_builder",
     "hidden_width",
     "is_empty",
+    "is_untouched",
     "positive",
     "register",
     "sigmoid_gate",

@@ -5,13 +5,25 @@ from typing import Any
 import torch
 from timm.layers.helpers import make_divisible
 from torch import Tensor, nn
+from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn import functional as F
 
 from attn_surgery.attention.construction.options import choice, flag, whole
+from attn_surgery.attention.construction.ordinary import is_ordinary, is_untouched
+from attn_surgery.attention.construction.passes import (
+    POOLED,
+    Pooled,
+    Scaled,
+    is_dense,
+)
 from attn_surgery.errors import SurgeryError
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_CONVS = tuple(CONV.values())
 INITS = ("identity", "paper")
+_SMALL = 1 << 17
+"""Elements of a map, below which a step costs what a pass over the map does."""
 POOLS = ("avg", "max", "lp", "lse")
 
 
@@ -53,9 +65,8 @@ def sigmoid_gate(logits: Tensor, init: str) -> Tensor:
         >>> sigmoid_gate(torch.zeros(1), "identity"), sigmoid_gate(torch.zeros(1), "paper")
         (tensor([1.]), tensor([0.5000]))
     """
-    if init == "identity":
-        return 2 * torch.sigmoid(logits)
-    return torch.sigmoid(logits)
+    gate = torch.sigmoid(logits)
+    return gate + gate if init == "identity" else gate  # a sum is faster than a number's product
 
 
 class ChannelGate(nn.Module):
@@ -128,8 +139,44 @@ class ChannelGate(nn.Module):
             logits = logits + self.mlp(pool(x, kind, self.dims))
         return sigmoid_gate(logits, self.init)
 
+    def gate_of(self, pools: Tensor) -> Tensor:
+        """Compute the factors from what the map was pooled to: ``(N, K, C)`` -> ``(N, C, 1)``.
+
+        All pools go through the layers in one product.
+        """
+        batch, several, channels = pools.shape
+        fc1, fc2 = self.fc1, self.fc2
+        if is_untouched(fc1, *_CONVS) and is_untouched(fc2, *_CONVS):
+            hidden = self.act(F.linear(pools.flatten(0, 1), fc1.weight.flatten(1), fc1.bias))
+            logits = F.linear(hidden, fc2.weight.flatten(1), fc2.bias)
+        else:
+            logits = self.mlp(pools.reshape(-1, channels, *[1] * len(self.dims)))
+        logits = logits.view(batch, several, channels)
+        logits = logits.sum(1) if several > 1 else logits[:, 0]
+        return sigmoid_gate(logits, self.init).unsqueeze(-1)
+
+    def goes_by_passes(self, x: Tensor) -> bool:
+        """Tell whether a map is attended to by its passes: where that pays, and nobody would know.
+
+        It pays where a gradient is wanted, unless the map is so small that steps cost what passes
+        do.
+        """
+        return (
+            is_ordinary(x)
+            and torch.is_grad_enabled()
+            and x.dim() == len(self.dims) + 2
+            and x.numel() >= _SMALL
+            and type(self).gate is ChannelGate.gate
+            and POOLED.issuperset(self.pools)
+            and is_dense(x)
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
+        if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
+            if self.goes_by_passes(x):
+                x, pools = Pooled.apply(x, self.pools)
+                return Scaled.apply(x, self.gate_of(pools), None)
         return x * self.gate(x)
 
     def extra_repr(self) -> str:

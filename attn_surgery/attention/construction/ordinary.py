@@ -1,0 +1,72 @@
+"""Which tensors and modules are what they seem, so that eager work on them may be rearranged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn.modules import module as torch_module
+
+
+def is_ordinary(x: Tensor) -> bool:
+    """Tell whether a tensor holds numbers that nobody but autograd in reverse looks at.
+
+    That is not so of proxies and fakes, of subclasses, within ``vmap``, ``jvp``, ``grad`` of
+    ``torch.func``, ``compile``, ``export`` and tracing, under a mode that sees every operation (a
+    counter, a device context), under autocast and with hooks on all modules.
+
+    Example:
+        >>> x = torch.zeros(2, 8, 4, 4)
+        >>> is_ordinary(x), is_ordinary(x.to("meta"))
+        (True, False)
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in _KINDS
+        and x.device.type != "meta"
+        and x.layout is torch.strided
+        and x.is_floating_point()
+        and not is_tracing()
+        and not _is_watched()
+        and not torch.is_autocast_enabled(x.device.type)
+    )
+
+
+_KINDS = (Tensor, nn.Parameter)
+
+
+def _is_watched() -> bool:
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or forward_ad._current_level >= 0
+        or torch_module._has_any_global_hook()
+    )
+
+
+def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Tell whether calling a module does what its class says: no hooks, no forward of its own.
+
+    Args:
+        module: The module.
+        kinds: The classes that it may be of; a subclass is another.
+
+    Example:
+        >>> relu = nn.ReLU()
+        >>> is_untouched(relu, nn.ReLU)
+        True
+        >>> _ = relu.register_forward_hook(print)
+        >>> is_untouched(relu, nn.ReLU)
+        False
+    """
+    own = vars(module)
+    return type(module) in kinds and not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or module._compiled_call_impl is not None
+    )
