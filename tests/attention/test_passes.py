@@ -233,7 +233,7 @@ def test_what_is_changed_in_place_after_it_was_kept_is_refused():
     z = x * 1
     y = attention(z)
     z += 1
-    with pytest.raises(RuntimeError, match="modified.* in ?place"):
+    with pytest.raises(RuntimeError, match=r"modified.* in ?place"):
         y.sum().backward()
 
 

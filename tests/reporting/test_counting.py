@@ -1,5 +1,6 @@
 """Counts against independent counters, hand-derived formulas and published numbers."""
 
+import copy
 import logging
 import math
 import warnings
@@ -11,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import attn_surgery
 from attn_surgery.attention import build
 from attn_surgery.host.copies import meta_copy
 from attn_surgery.host.inputs import Input, guess_input
@@ -293,8 +295,11 @@ def test_saved_bytes_share_memory_and_leave_parameters_out():
     assert saved == 4 * (3 * 25 + 8 * 25)  # both inputs; the ReLU's output is one of them
 
 
-def test_saved_bytes_against_real_tensors():
+@pytest.mark.parametrize("attention", [None, "se", "cbam"])
+def test_saved_bytes_against_real_tensors(attention):
     net = torchvision.models.resnet18()
+    if attention:
+        attn_surgery.apply(net, attention)
     kept = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
 
@@ -307,6 +312,21 @@ def test_saved_bytes_against_real_tensors():
     total = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
     del out
     assert count_saved_bytes(meta_copy(net), Input(((3, 64, 64),))) == total // 2
+
+
+@pytest.mark.parametrize("attention", ["se", "cbam"])
+def test_attention_keeps_one_map_a_site(attention):
+    host = torchvision.models.resnet50()
+    operated = attn_surgery.apply(copy.deepcopy(host), attention)
+    given = Input(((3, 224, 224),))
+    added = count_saved_bytes(meta_copy(operated), given) - count_saved_bytes(
+        meta_copy(host), given
+    )
+    maps = 4 * sum(
+        count * channels * side**2
+        for count, channels, side in ((3, 256, 56), (4, 512, 28), (6, 1024, 14), (3, 2048, 7))
+    )
+    assert maps < added < 1.03 * maps  # what is said of channels and positions is small
 
 
 NORMS = {

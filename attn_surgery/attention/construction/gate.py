@@ -158,14 +158,13 @@ class ChannelGate(nn.Module):
     def goes_by_passes(self, x: Tensor) -> bool:
         """Tell whether a map is attended to by its passes: where that pays, and nobody would know.
 
-        It pays where a gradient is wanted, unless the map is so small that steps cost what passes
-        do.
+        It pays where a gradient is wanted.
         """
         return (
             is_ordinary(x)
             and torch.is_grad_enabled()
             and x.dim() == len(self.dims) + 2
-            and x.numel() >= _SMALL
+            and x.numel() > 0
             and type(self).gate is ChannelGate.gate
             and POOLED.issuperset(self.pools)
             and is_dense(x)
@@ -174,7 +173,7 @@ class ChannelGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if self.goes_by_passes(x):
+            if self.goes_by_passes(x) and x.numel() >= _SMALL:
                 x, pools = Pooled.apply(x, self.pools)
                 return Scaled.apply(x, self.gate_of(pools), None)
         return x * self.gate(x)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available  # pyright: ignore[reportPrivateImportUsage]
 from torch.autograd import forward_ad
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 
 def is_ordinary(x: Tensor) -> bool:
@@ -18,32 +20,42 @@ def is_ordinary(x: Tensor) -> bool:
 
     Example:
         >>> x = torch.zeros(2, 8, 4, 4)
-        >>> is_ordinary(x), is_ordinary(x.to("meta"))
+        >>> with torch.device("cpu"):
+        ...     watched = is_ordinary(x)
+        >>> is_ordinary(x), watched
         (True, False)
     """
     return (
         not torch.compiler.is_compiling()
         and type(x) in _KINDS
-        and x.device.type != "meta"
         and x.layout is torch.strided
         and x.is_floating_point()
         and not is_tracing()
         and not _is_watched()
-        and not torch.is_autocast_enabled(x.device.type)
+        and not _is_autocast(x.device.type)
     )
 
 
 _KINDS = (Tensor, nn.Parameter)
 
 
+def _is_autocast(device_type: str) -> bool:
+    return is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def _is_watched() -> bool:
     return bool(
         torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
+        or not all(map(_only_answers, _get_current_dispatch_mode_stack()))
         or torch._C._len_torch_function_stack()
         or forward_ad._current_level >= 0
         or torch_module._has_any_global_hook()
     )
+
+
+def _only_answers(mode: TorchDispatchMode) -> bool:
+    """Tell whether a mode lets everything be as it is, and answers what would fail."""
+    return getattr(mode, "only_answers", False)
 
 
 def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:

@@ -29,6 +29,7 @@ class EverythingPasses(TorchDispatchMode):
     """Answers data-dependent operators on the meta device as if every test were passed.
 
     Attributes:
+        only_answers: All else is as it would be without: attention need not be plain for it.
         assumed: Names of the operators that were answered so.
 
     Example:
@@ -38,6 +39,8 @@ class EverythingPasses(TorchDispatchMode):
         >>> kept.shape, mode.assumed
         (torch.Size([100, 4]), {'aten::index'})
     """
+
+    only_answers = True
 
     def __init__(self) -> None:
         super().__init__()
