@@ -278,12 +278,11 @@ class CBAM(nn.Module):
         )
 
     def _by_passes(self, x: Tensor) -> Tensor:
-        spatial, mean_first = x.shape[2:], self.spatial.channel_order == "mean_max"
-        x, pools = Pooled.apply(x, self.channel.pools)
+        x, *pools = Pooled.apply(x, self.channel.pools, self.channel.dims)
         channel = self.channel.gate_of(pools)
+        mean_first = self.spatial.channel_order == "mean_max"
         x, told = Described.apply(x, channel, mean_first)
-        position = self.spatial.gate_of(told.view(-1, 2, *spatial))
-        return Scaled.apply(x, channel, position.flatten(2))
+        return Scaled.apply(x, channel, self.spatial.gate_of(told))
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""

@@ -11,7 +11,6 @@ from attn_surgery.attention.construction.gate import (
     BATCH_NORM,
     CONV,
     INITS,
-    POOLS,
     ChannelGate,
     hidden_width,
     sigmoid_gate,
@@ -19,6 +18,7 @@ from attn_surgery.attention.construction.gate import (
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
 from attn_surgery.attention.construction.ordinary import is_untouched
 from attn_surgery.attention.construction.passes import (
+    POOLS,
     Described,
     Pooled,
     Scaled,

@@ -6,53 +6,24 @@ import torch
 from timm.layers.helpers import make_divisible
 from torch import Tensor, nn
 from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
-from torch.nn import functional as F
 
 from attn_surgery.attention.construction.options import choice, flag, whole
-from attn_surgery.attention.construction.ordinary import is_ordinary, is_untouched
+from attn_surgery.attention.construction.ordinary import is_ordinary
 from attn_surgery.attention.construction.passes import (
     POOLED,
+    POOLS,
     Pooled,
     Scaled,
     is_dense,
+    pool,
 )
 from attn_surgery.errors import SurgeryError
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_CONVS = tuple(CONV.values())
 INITS = ("identity", "paper")
 _SMALL = 1 << 17
 """Elements of a map, below which a step costs what a pass over the map does."""
-POOLS = ("avg", "max", "lp", "lse")
-
-
-def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
-    """Pool a map over its spatial dimensions: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``.
-
-    ``avg`` is the mean, ``max`` the maximum, ``lp`` the L2 norm ``sqrt(sum x^2)`` (a sum, not a
-    mean, like ``F.lp_pool2d(x, 2, ...)`` in CBAM's official code, and with a gradient of 0
-    instead of NaN where a channel is all zero), ``lse`` the smooth maximum
-    ``log(sum exp(x))``, computed without overflow.
-
-    Args:
-        x: The map, ``(N, C, *spatial)``.
-        kind: One of ``avg``, ``max``, ``lp``, ``lse``.
-        dims: The spatial dimensions. Listed, and not counted from ``x``, so that ``torch.fx`` can
-            trace through.
-
-    Example:
-        >>> x = torch.tensor([[[3.0, 4.0]]])
-        >>> [round(pool(x, kind, [2]).item(), 2) for kind in POOLS]
-        [3.5, 4.0, 5.0, 4.31]
-    """
-    if kind == "avg":
-        return x.mean(dims, keepdim=True)
-    if kind == "max":
-        return x.amax(dims, keepdim=True)
-    if kind == "lp":
-        return torch.linalg.vector_norm(x, 2.0, dims, keepdim=True)
-    return torch.logsumexp(x, dims, keepdim=True)
 
 
 def sigmoid_gate(logits: Tensor, init: str) -> Tensor:
@@ -134,26 +105,14 @@ class ChannelGate(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
-        logits = self.mlp(pool(x, self.pools[0], self.dims))
-        for kind in self.pools[1:]:
-            logits = logits + self.mlp(pool(x, kind, self.dims))
+        return self.gate_of([pool(x, kind, self.dims) for kind in self.pools])
+
+    def gate_of(self, pools: list[Tensor]) -> Tensor:
+        """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way."""
+        logits = self.mlp(pools[0])
+        for each in pools[1:]:
+            logits = logits + self.mlp(each)
         return sigmoid_gate(logits, self.init)
-
-    def gate_of(self, pools: Tensor) -> Tensor:
-        """Compute the factors from what the map was pooled to: ``(N, K, C)`` -> ``(N, C, 1)``.
-
-        All pools go through the layers in one product.
-        """
-        batch, several, channels = pools.shape
-        fc1, fc2 = self.fc1, self.fc2
-        if is_untouched(fc1, *_CONVS) and is_untouched(fc2, *_CONVS):
-            hidden = self.act(F.linear(pools.flatten(0, 1), fc1.weight.flatten(1), fc1.bias))
-            logits = F.linear(hidden, fc2.weight.flatten(1), fc2.bias)
-        else:
-            logits = self.mlp(pools.reshape(-1, channels, *[1] * len(self.dims)))
-        logits = logits.view(batch, several, channels)
-        logits = logits.sum(1) if several > 1 else logits[:, 0]
-        return sigmoid_gate(logits, self.init).unsqueeze(-1)
 
     def goes_by_passes(self, x: Tensor) -> bool:
         """Tell whether a map is attended to by its passes: where that pays, and nobody would know.
@@ -174,7 +133,7 @@ class ChannelGate(nn.Module):
         """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
             if self.goes_by_passes(x) and x.numel() >= _SMALL:
-                x, pools = Pooled.apply(x, self.pools)
+                x, *pools = Pooled.apply(x, self.pools, self.dims)
                 return Scaled.apply(x, self.gate_of(pools), None)
         return x * self.gate(x)
 

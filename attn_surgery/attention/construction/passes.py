@@ -1,12 +1,12 @@
 """A map's passes through memory, as few as there can be.
 
 Attention is little arithmetic and much memory traffic: a map is pooled, scaled, described over its
-channels, scaled again. The functions here keep the map and small tensors for backward and nothing
-else of the map's size, work in place on what is theirs, and take a large batch a few samples at a
-time, as many as a core's cache holds.
+channels, scaled again. The functions here give bit for bit what the plain steps do, which they run;
+for backward they keep the map and small tensors and nothing else of the map's size, work in place
+on what is theirs, and take a large batch a few samples at a time, as many as a core's cache holds.
 
-Maps are ``(N, C, S)`` here, S the positions; a channel's factors are ``(N, C, 1)``, a position's
-``(N, 1, S)``.
+Maps are ``(N, C, *spatial)``, a channel's factors ``(N, C, 1, ...)``, a position's
+``(N, 1, *spatial)``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+POOLS = ("avg", "max", "lp", "lse")
 POOLED = frozenset(("avg", "max"))
-"""The pools that there are here."""
+"""Those whose gradient is known here."""
 
 _LARGE = 1 << 23
 """Bytes of a batch that is taken apart: below, the parts cost more than they save."""
@@ -42,18 +43,19 @@ def samples_at_once(x: Tensor) -> int:
 
 
 def in_parts(x: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
-    """Return a map and what goes with it, flat and a few samples at a time; None with every part.
+    """Return a map and what goes with it, a few samples at a time; None with every part.
 
     Example:
-        >>> x, gate = torch.zeros(32, 256, 56, 56), torch.zeros(32, 256, 1)
+        >>> x, gate = torch.zeros(32, 256, 56, 56), torch.zeros(32, 256, 1, 1)
         >>> [tuple(each.shape) for each in next(iter(in_parts(x, gate)))]
-        [(1, 256, 3136), (1, 256, 1)]
+        [(1, 256, 56, 56), (1, 256, 1, 1)]
     """
-    flat = [each if each is None else each.flatten(2) for each in (x, *others)]
     several = samples_at_once(x)
     if several == x.shape[0]:
-        return [tuple(flat)]
-    parts = (itertools.repeat(None) if each is None else each.split(several) for each in flat)
+        return [(x, *others)]
+    parts = (
+        itertools.repeat(None) if each is None else each.split(several) for each in (x, *others)
+    )
     return zip(*parts, strict=False)
 
 
@@ -71,60 +73,76 @@ def is_dense(x: Tensor) -> bool:
 # Pooled over positions
 
 
-def pooled(x: Tensor, kinds: Sequence[str]) -> Tensor:
-    """Pool a map, in each of K ways: ``(N, C, S)`` -> ``(N, K, C)``."""
-    return torch.stack([_pool(x, kind) for kind in kinds], 1)
+def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
+    """Pool a map over its spatial dimensions: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``.
 
+    ``avg`` is the mean, ``max`` the maximum, ``lp`` the L2 norm ``sqrt(sum x^2)`` (a sum, not a
+    mean, like ``F.lp_pool2d(x, 2, ...)`` in CBAM's official code, and with a gradient of 0
+    instead of NaN where a channel is all zero), ``lse`` the smooth maximum
+    ``log(sum exp(x))``, computed without overflow.
 
-def _pool(x: Tensor, kind: str) -> Tensor:
-    return x.mean(-1) if kind == "avg" else x.amax(-1)
+    Args:
+        x: The map, ``(N, C, *spatial)``.
+        kind: One of ``avg``, ``max``, ``lp``, ``lse``.
+        dims: The spatial dimensions. Listed, and not counted from ``x``, so that ``torch.fx`` can
+            trace through.
+
+    Example:
+        >>> x = torch.tensor([[[3.0, 4.0]]])
+        >>> [round(pool(x, kind, [2]).item(), 2) for kind in POOLS]
+        [3.5, 4.0, 5.0, 4.31]
+    """
+    if kind == "avg":
+        return x.mean(dims, keepdim=True)
+    if kind == "max":
+        return x.amax(dims, keepdim=True)
+    if kind == "lp":
+        return torch.linalg.vector_norm(x, 2.0, dims, keepdim=True)
+    return torch.logsumexp(x, dims, keepdim=True)
 
 
 class Pooled(Function):
-    """A map and its pools: ``(N, C, *spatial)`` -> itself, and ``(N, K, C)``."""
+    """A map and its pools, ``(N, C, 1, ...)`` for each kind."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kinds: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, kinds: Sequence[str], dims: list[int]) -> Any:
         """Read the map once."""
-        pools = _joined([pooled(of, kinds) for (of,) in in_parts(x)])
-        ctx.save_for_backward(x, pools)
+        parts = [[pool(of, kind, dims) for kind in kinds] for (of,) in in_parts(x)]
+        pools = [_joined(list(each)) for each in zip(*parts, strict=True)]
+        ctx.save_for_backward(x, *pools)
         ctx.kinds = kinds
-        return x, pools
+        return x, *pools
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Add what the pools give to what the map has got."""
-        x, pools = ctx.saved_tensors
-        of_map, of_pools = grads
+        x, *pools = ctx.saved_tensors
+        of_map, *of_pools = grads
         added = []
-        for of, into, pool, of_pool in in_parts(x, of_map, pools, of_pools):
-            # last of all, as it is broadcast
-            for kind, one, of_one in sorted(
-                zip(ctx.kinds, pool.unbind(1), of_pool.unbind(1), strict=True),
-                key=lambda each: each[0],
-                reverse=True,
+        for of, into, *both in _flat_parts(x, of_map, *pools, *of_pools):
+            whole = into
+            for kind, pool, of_pool in zip(
+                ctx.kinds, both[: len(pools)], both[len(pools) :], strict=True
             ):
                 if kind == "avg":
-                    into = _plus(into, (of_one / of.shape[-1]).unsqueeze(-1))
+                    whole = _plus(whole, of_pool / of.shape[2])
                 else:
-                    into = _plus(into, _of_maximum(_attaining(of, one, -1), of_one, -1))
-            added.append(into)
-        return _like(of_map, added), None
+                    whole = _plus(whole, _of_maximum(_attaining(of, pool), of_pool, 2))
+            added.append(whole)
+        return _like(of_map, added), None, None
 
 
 # Described over channels
 
 
 def described(scaled: Tensor, *, mean_first: bool) -> Tensor:
-    """Return maximum and mean over channels: ``(N, C, S)`` -> ``(N, 2, S)``."""
-    result = scaled.new_empty(scaled.shape[0], 2, scaled.shape[2])
-    torch.amax(scaled, 1, out=result[:, int(mean_first)])
-    torch.mean(scaled, 1, out=result[:, int(not mean_first)])
-    return result
+    """Return maximum and mean over channels: ``(N, C, *spatial)`` -> ``(N, 2, *spatial)``."""
+    maximum, mean = scaled.amax(1, keepdim=True), scaled.mean(1, keepdim=True)
+    return torch.cat([mean, maximum] if mean_first else [maximum, mean], 1)
 
 
 class Described(Function):
-    """A map, and maximum and mean over its scaled channels: -> itself, and ``(N, 2, S)``."""
+    """A map, and maximum and mean over its scaled channels, ``(N, 2, *spatial)``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, mean_first: bool) -> tuple[Tensor, Tensor]:
@@ -140,28 +158,30 @@ class Described(Function):
         """Add what the description gives to what the map has got; and the gate's gradient."""
         x, gate, result = ctx.saved_tensors
         of_map, of_result = grads
-        which, other = int(ctx.mean_first), int(not ctx.mean_first)
         added, of_gate = [], []
-        for of, into, by, told, of_told in in_parts(x, of_map, gate, result, of_result):
-            scaled = _of_maximum(_attaining(of * by, told[:, which], 1), of_told[:, which], 1)
-            scaled = _plus(scaled, (of_told[:, other] / of.shape[1]).unsqueeze(1))
-            of_gate.append((scaled * of).sum(-1, keepdim=True))
+        for of, into, by, told, of_told in _flat_parts(x, of_map, gate, result, of_result):
+            (maximum, _), (of_maximum, of_mean) = (
+                each.split(1, 1)[:: -1 if ctx.mean_first else 1] for each in (told, of_told)
+            )
+            scaled = _of_maximum(_attaining(of * by, maximum), of_maximum, 1)
+            scaled = _plus(scaled, of_mean / of.shape[1])
+            of_gate.append((scaled * of).sum(2, keepdim=True))
             added.append(_plus(into, _times(scaled, by)))
-        return _like(of_map, added), _joined(of_gate), None
+        return _like(of_map, added), _joined(of_gate).view_as(gate), None
 
 
-def _attaining(x: Tensor, maximum: Tensor, dim: int) -> Tensor:
+def _attaining(x: Tensor, maximum: Tensor) -> Tensor:
     """Return 1 where a map attains its maximum and 0 elsewhere, in the map's own dtype.
 
     Comparisons that give ``bool``, and what is computed with that, take a multiple of the time.
     """
     with torch.no_grad():
-        return torch.eq(x, maximum.unsqueeze(dim), out=torch.empty_like(x))
+        return torch.eq(x, maximum, out=torch.empty_like(x))
 
 
 def _of_maximum(attaining: Tensor, grad: Tensor, dim: int) -> Tensor:
     """Return the gradient of a maximum, shared among all that attain it, as ``amax`` does."""
-    return _times(attaining, (grad / attaining.sum(dim)).unsqueeze(dim))
+    return _times(attaining, grad / attaining.sum(dim, keepdim=True))
 
 
 # Scaled
@@ -188,10 +208,10 @@ class Scaled(Function):
         (of_result,) = grads
         of_x = None if torch.is_grad_enabled() else torch.empty_like(x)
         made, of_channel, of_position = [], [], []
-        for of, given, by, at, into in in_parts(x, of_result, channel, position, of_x):
+        for of, given, by, at, into in _flat_parts(x, of_result, channel, position, of_x):
             both, one = of * given, torch.mul(given, by, out=into)
             if at is None:
-                of_channel.append(both.sum(-1, keepdim=True))
+                of_channel.append(both.sum(2, keepdim=True))
             else:
                 of_channel.append(both @ at.mT)
                 of_position.append(by.mT @ both)
@@ -199,9 +219,15 @@ class Scaled(Function):
             made.append(one)
         return (
             _like(x, made) if of_x is None else of_x,
-            _joined(of_channel),
-            _joined(of_position) if of_position else None,
+            _joined(of_channel).view_as(channel),
+            None if position is None else _joined(of_position).view_as(position),
         )
+
+
+def _flat_parts(x: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
+    """Return a map and what goes with it, ``(N, C, S)``, a few samples at a time."""
+    flat = (each if each is None else each.flatten(2) for each in others)
+    return in_parts(x.flatten(2), *flat)
 
 
 # In place where nothing is differentiated once more
