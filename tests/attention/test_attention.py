@@ -674,7 +674,7 @@ class TestRegistry:
 
     @pytest.mark.parametrize("attention", [None, 3, ["se"], {"*": "se"}, SE(8)])
     def test_neither_name_nor_builder(self, attention):
-        message = r"one of 'bam', 'cam'.*or a callable .*not an instance of"
+        message = r"one of 'adapter', 'bam'.*or a callable .*not an instance of"
         with pytest.raises(SurgeryError, match=message):
             get_builder(attention)
 
