@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from typing import Any
 
 import pytest
 import torch
@@ -485,7 +486,7 @@ def test_control_flow_around_a_block():
 class ReturnsTwo(Block):
     """A block whose forward returns several values."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return x + self.branch(x), x
 
 

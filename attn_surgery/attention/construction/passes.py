@@ -206,7 +206,7 @@ class Scaled(Function):
         """Read map and gradient once."""
         x, channel, position = ctx.saved_tensors
         (of_result,) = grads
-        of_x = None if torch.is_grad_enabled() else torch.empty_like(x)
+        of_x = None if torch.is_grad_enabled() else torch.empty_like(of_result)
         made, of_channel, of_position = [], [], []
         for of, given, by, at, into in _flat_parts(x, of_result, channel, position, of_x):
             both, one = of * given, torch.mul(given, by, out=into)
