@@ -34,7 +34,7 @@ from attn_surgery.finetune.experiment.loop import train_stage
 from attn_surgery.finetune.experiment.progress import Display
 from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.finetune.process.checkpoints import Progress
-from attn_surgery.finetune.recipe.tables import Data, Host, Recipe, Stage
+from attn_surgery.finetune.recipe import Data, Host, Recipe, Stage
 from attn_surgery.finetune.small_resnet import SmallResNet
 from attn_surgery.finetune.tasks.classification import Classification
 from attn_surgery.finetune.training.parameter_groups import param_groups

@@ -22,8 +22,8 @@ from tabulate import tabulate
 from attn_surgery.errors import SurgeryError, nearest
 from attn_surgery.finetune.experiment.run import METRICS, folder_of
 from attn_surgery.finetune.process.checkpoints import read_json, write_json
+from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe
 from attn_surgery.finetune.recipe.reading import read_recipe
-from attn_surgery.finetune.recipe.tables import CONTROL, HOST, Recipe
 from attn_surgery.finetune.results.comparison import Difference, interval, paired
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.host.files import write_whole

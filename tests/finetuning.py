@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attn_surgery.cli import main
+from attn_surgery.finetune.recipe import Recipe
 from attn_surgery.finetune.recipe.reading import parse_recipe
-from attn_surgery.finetune.recipe.tables import Recipe
 
 DRIVER = str(Path(__file__))
 

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
@@ -17,6 +16,7 @@ from attn_surgery.attention.construction import (
     Scaled,
     batched,
     choice,
+    described,
     flag,
     is_untouched,
     register,
@@ -58,6 +58,7 @@ class ChannelAttention(ChannelGate):
         SurgeryError: If an option has an impossible value.
 
     Example:
+        >>> import torch
         >>> cam, x = ChannelAttention(64, pools=("avg", "max", "lse")), torch.randn(2, 64, 7, 7)
         >>> cam.gate(x).shape, torch.equal(cam(x), x)
         (torch.Size([2, 64, 1, 1]), True)
@@ -120,6 +121,7 @@ class SpatialAttention(nn.Module):
         SurgeryError: If an option has an impossible value.
 
     Example:
+        >>> import torch
         >>> sam, x = SpatialAttention(64), torch.randn(2, 64, 7, 7)
         >>> sam.gate(x).shape, torch.equal(sam(x), x)
         (torch.Size([2, 1, 7, 7]), True)
@@ -156,20 +158,16 @@ class SpatialAttention(nn.Module):
         # counted here, as modules that were pickled by earlier versions do not know it
         spatial_dims = len(self.conv[0].kernel_size)  # type: ignore[arg-type]
         batch = batched(x, spatial_dims)
-        maximum, mean = batch.amax(1, keepdim=True), batch.mean(1, keepdim=True)
-        if self.channel_order == "max_mean":
-            described = torch.cat([maximum, mean], 1)
-        else:
-            described = torch.cat([mean, maximum], 1)
-        return unbatched(self.gate_of(described), x, spatial_dims)
+        told = described(batch, mean_first=self.channel_order == "mean_max")
+        return unbatched(self.gate_of(told), x, spatial_dims)
 
-    def gate_of(self, described: Tensor) -> Tensor:
+    def gate_of(self, told: Tensor) -> Tensor:
         """Compute the factors from what the channels were described by.
 
         ``(N, 2, *spatial)``, maximum and mean in the order of the convolution's channels, ->
         ``(N, 1, *spatial)``.
         """
-        return sigmoid_gate(self.conv(described), self.init)
+        return sigmoid_gate(self.conv(told), self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every position: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
@@ -216,6 +214,7 @@ class CBAM(nn.Module):
         SurgeryError: If an option has an impossible value.
 
     Example:
+        >>> import torch
         >>> cbam, x = CBAM(64), torch.randn(2, 64, 7, 7)
         >>> sum(p.numel() for p in cbam.parameters()), torch.equal(cbam(x), x)
         (680, True)

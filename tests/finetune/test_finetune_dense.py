@@ -14,8 +14,8 @@ from torch import nn
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.data.batches import open_data
 from attn_surgery.finetune.experiment.checking import check_recipe
+from attn_surgery.finetune.recipe import Data
 from attn_surgery.finetune.recipe.reading import read_recipe
-from attn_surgery.finetune.recipe.tables import Data
 from attn_surgery.finetune.tasks.by_name import TASKS
 from attn_surgery.finetune.tasks.dense import Detection, average_precision
 

@@ -18,8 +18,8 @@ from attn_surgery.finetune.experiment.measuring_again import remeasure
 from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.hosts import build_host, fit_head
+from attn_surgery.finetune.recipe import Host, Stage
 from attn_surgery.finetune.recipe.reading import read_recipe
-from attn_surgery.finetune.recipe.tables import Host, Stage
 from attn_surgery.finetune.results.comparison import paired
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet

@@ -33,8 +33,8 @@ from attn_surgery.finetune.experiment.measuring_again import remeasure
 from attn_surgery.finetune.experiment.progress import Display
 from attn_surgery.finetune.hosts import build_host, fit_head, head_path
 from attn_surgery.finetune.process import lock
+from attn_surgery.finetune.recipe import Data, Host, Stage
 from attn_surgery.finetune.recipe.reading import override, parse_recipe
-from attn_surgery.finetune.recipe.tables import Data, Host, Stage
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
 from attn_surgery.finetune.tasks.by_name import TASKS

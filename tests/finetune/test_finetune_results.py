@@ -12,8 +12,8 @@ import torch
 
 import attn_surgery
 from attn_surgery.finetune.experiment.checking import check_recipe
+from attn_surgery.finetune.recipe import CONTROL, HOST
 from attn_surgery.finetune.recipe.reading import read_recipe, shipped
-from attn_surgery.finetune.recipe.tables import CONTROL, HOST
 from attn_surgery.finetune.results import publishing
 from attn_surgery.finetune.results.comparison import paired
 from attn_surgery.finetune.results.outcome import Costs

@@ -18,7 +18,7 @@ from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.loop import train
 from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.finetune.experiment.variants import operated
-from attn_surgery.finetune.recipe.tables import Stage
+from attn_surgery.finetune.recipe import Stage
 from attn_surgery.finetune.small_resnet import SmallResNet
 from attn_surgery.finetune.training.owners import norm_parameters
 from attn_surgery.finetune.training.trained import (

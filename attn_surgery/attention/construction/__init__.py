@@ -22,6 +22,7 @@ from attn_surgery.attention.construction.passes import (
     Described,
     Pooled,
     Scaled,
+    described,
 )
 from attn_surgery.attention.construction.registry import (
     Entry,
@@ -48,6 +49,7 @@ __all__ = [
     "build",
     "check_options",
     "choice",
+    "described",
     "entry",
     "flag",
     "get_builder",

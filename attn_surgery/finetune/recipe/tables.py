@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attn_surgery.finetune.recipe.controls import (
-    CONTROL,
     HOST,
     attention_of,
     is_control,
@@ -20,8 +19,6 @@ from attn_surgery.finetune.recipe.controls import (
     variant_of,
 )
 from attn_surgery.finetune.recipe.stages import Stage
-
-__all__ = ["CONTROL", "HOST", "Data", "Host", "Recipe", "Stage", "Surgery"]
 
 
 @dataclass(frozen=True)
