@@ -170,20 +170,32 @@ class Flow:
         return counts
 
     @cached_property
+    def from_nowhere(self) -> set[fx.Node]:
+        """The steps that are given None for a tensor or nothing, and what is made of these."""
+        return _grown(self.nodes, _is_from_nowhere)
+
+    @cached_property
+    def known_calls(self) -> set[nn.Module | None]:
+        """The modules that are called, but for those whose every call is one from nowhere."""
+        known = [node for node in self.nodes if node not in self.from_nowhere]
+        making = {each for node in known for each in owner(node).lineage()}
+        lost = {each for node in self.from_nowhere for each in owner(node).lineage()} - making
+        called = {self.trace.called_module(node) for node in known}
+        calls = (call for call in self.trace.calls if call not in lost)
+        return called | {call.module for call in calls if call.node not in self.from_nowhere}
+
+    @cached_property
     def calls_from_nowhere(self) -> set[Call]:
         """The calls that work on what the trace does not know, of which they say nothing.
 
         Such is what a step made of None or of nothing, and what convolutions make of noise or of
         a learned tensor, on which no input has any influence.
         """
-        tainted = {node for node in self.nodes if _is_from_nowhere(node)}
-        calls: set[Call] = set()
-        for node in self.nodes:
-            if node in tainted or not tainted.isdisjoint(node.all_input_nodes):
-                tainted.add(node)
-                calls.update(owner(node).lineage())
-            elif node not in self.inputs and self.operations[node].convolution is not None:
-                calls.update(owner(node).lineage())
+        calls = {each for node in self.from_nowhere for each in owner(node).lineage()}
+        free = [node for node in self.nodes if node not in self.inputs]
+        for node in _grown(free, lambda node: self.operations[node].convolution is not None):
+            for source in (node, *node.all_input_nodes):
+                calls |= _calls_between(owner(source), owner(node))
         return calls
 
     @cached_property
@@ -238,3 +250,19 @@ def _is_from_nowhere(node: fx.Node) -> bool:
     if node.args[:1] == (None,) or node.kwargs.get("input", node) is None:
         return True
     return node.op == "call_module" and not node.all_input_nodes
+
+
+def _grown(nodes: list[fx.Node], is_seed: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Return the seeds among the nodes, and those that are made of them."""
+    grown: set[fx.Node] = set()
+    for node in nodes:
+        if is_seed(node) or not grown.isdisjoint(node.all_input_nodes):
+            grown.add(node)
+    return grown
+
+
+def _calls_between(one: Call, other: Call) -> set[Call]:
+    """Return the calls through which a value passes from one to the other, and those two."""
+    others = list(other.lineage())
+    shared = next(each for each in one.lineage() if each in others)
+    return {shared, *set(one.lineage()).symmetric_difference(others)}

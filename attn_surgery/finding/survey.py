@@ -110,7 +110,7 @@ def _otherwise(
     for path in _beside(finding):
         module = block.get_submodule(path)
         for flow, beside in ways:
-            is_called = flow.call_counts[module] and (block, path) not in beside
+            is_called = module in flow.known_calls and (block, path) not in beside
             if is_called or block in flow.trace.looked_up:
                 yield path
 

@@ -360,6 +360,50 @@ def test_a_block_that_refuses_its_default_is_one():
     assert ([site.after for site in plan.sites], plan.skipped) == (["last"], ())
 
 
+class Fork(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return [x, x]
+
+
+class OnSecond(nn.Module):
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, terms: Any) -> Any:
+        return [terms[0], self.layers(terms[1])]
+
+
+class Join(nn.Module):
+    def forward(self, terms: Any) -> Any:
+        return terms[0] + terms[1]
+
+
+class Optional(nn.Module):
+    """Where it is called without pixels, what its layers are given does not exist."""
+
+    def __init__(self):
+        super().__init__()
+        first, last = convs(8)
+        branch = (OnSecond(first, nn.ReLU()), OnSecond(last, nn.Identity()))
+        self.body = nn.Sequential(Embedder(3, 8), nn.Sequential(Fork(), *branch, Join()))
+
+    def forward(self, pixels: Any = None, hidden: Any = None) -> Any:
+        y = pixels
+        for part in self.body:
+            y = part(y)
+        return y if hidden is None else y + hidden.sum()
+
+
+def test_a_way_on_which_nothing_is_given_says_nothing_of_the_others() -> None:
+    host, x = Optional(), torch.randn(2, 3, 9, 9)
+    expected = host(x)
+    assert places(host) == [("body.1", "2.layers")]
+    assert torch.equal(attn_surgery.apply(host, "se")(x), expected)
+    move_gates(host)
+    assert not torch.equal(host(x), expected)
+
+
 class Vocoder(nn.Module):
     """Made of noise when it is given none, as vocoders are."""
 
