@@ -10,7 +10,16 @@ if TYPE_CHECKING:
     from attn_surgery.attention import available, register
     from attn_surgery.planning import Plan, Site
     from attn_surgery.reporting import Report, Row, report
-    from attn_surgery.surgery import apply, compile_attention, inserted, load, plan, remove, save
+    from attn_surgery.surgery import (
+        apply,
+        compile_attention,
+        inserted,
+        load,
+        plan,
+        remove,
+        save,
+        switch,
+    )
 
 __all__ = [
     "Plan",
@@ -30,6 +39,7 @@ __all__ = [
     "remove",
     "report",
     "save",
+    "switch",
 ]
 
 __getattr__ = imported_when_asked(
@@ -40,7 +50,7 @@ __getattr__ = imported_when_asked(
         "finetune": [],
         "planning": ["Plan", "Site"],
         "reporting": ["Report", "Row", "report"],
-        "surgery": ["apply", "compile_attention", "inserted", "load", "plan", "remove", "save"],
+        "surgery": ("apply compile_attention inserted load plan remove save switch".split()),
     },
 )
 

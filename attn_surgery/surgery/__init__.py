@@ -1,4 +1,4 @@
-"""What the user calls: plan, apply, remove, inserted, compile_attention, save, load.
+"""What the user calls: plan, apply, remove, inserted, compile_attention, save, load, switch.
 
 A decision becomes edits, which are prepared for all modules before the first is changed; and every
 verb is a transaction, so that the host is as it was whatever fails. Each attention keeps its
@@ -6,7 +6,18 @@ origin, so that its surgery can be saved and done to a fresh host.
 """
 
 from attn_surgery.surgery.compiled_attention import compile_attention
-from attn_surgery.surgery.saving import load, save
+from attn_surgery.surgery.loading import load
+from attn_surgery.surgery.saving import save
+from attn_surgery.surgery.switching import switch
 from attn_surgery.surgery.verbs import apply, inserted, plan, remove
 
-__all__ = ["apply", "compile_attention", "inserted", "load", "plan", "remove", "save"]
+__all__ = [
+    "apply",
+    "compile_attention",
+    "inserted",
+    "load",
+    "plan",
+    "remove",
+    "save",
+    "switch",
+]

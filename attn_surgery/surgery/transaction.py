@@ -41,15 +41,33 @@ def all_or_nothing(
         1
     """
     before = [_Before(module) for module in _modules(model)]
-    numbers = [(tensor, tensor.clone()) for tensor in overwritten]
+    numbers = _copies(overwritten)
     try:
         return change()
     except BaseException:
         for each in before:
             each.restore()
-        for tensor, values in numbers:
-            tensor.detach().copy_(values)
+        _give_back(numbers)
         raise
+
+
+def numbers_or_nothing(overwritten: Iterable[Tensor], change: Callable[[], T]) -> T:
+    """Call ``change``, which changes nothing but numbers; if it raises, put them back."""
+    numbers = _copies(overwritten)
+    try:
+        return change()
+    except BaseException:
+        _give_back(numbers)
+        raise
+
+
+def _copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return [(tensor.detach(), tensor.detach().clone()) for tensor in tensors]
+
+
+def _give_back(numbers: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, values in numbers:
+        tensor.copy_(values)
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:

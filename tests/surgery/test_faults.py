@@ -229,14 +229,19 @@ def prepared(verb: str, name: str, folder: Path) -> tuple[nn.Module, Callable[..
     path = folder / f"{name}.safetensors"
     if not path.exists():
         attn_surgery.save(operated_for_file(name), path, host="all")
-    return made(name, seed=1), partial(attn_surgery.load, path=path)
+    act = partial(attn_surgery.load if verb == "load" else attn_surgery.switch, path=path)
+    if verb == "switch":
+        return operated_for_file(name, seed=1), act
+    if verb == "switch anew":
+        return attn_surgery.apply(made(name, seed=1), "se", **options), act
+    return made(name, seed=1), act
 
 
-def operated_for_file(name: str) -> nn.Module:
-    return attn_surgery.apply(made(name), "cbam", **HOSTS[name][1])
+def operated_for_file(name: str, seed: int = 0) -> nn.Module:
+    return attn_surgery.apply(made(name, seed), "cbam", **HOSTS[name][1])
 
 
-VERBS = ("apply", "apply again", "load", "remove")
+VERBS = ("apply", "apply again", "load", "switch", "switch anew", "remove")
 
 
 @dataclass
@@ -281,7 +286,7 @@ class Tries:
     def _check_went_on(self, host: nn.Module, fault: Lines, returned: Tensor, said: str) -> None:
         """Check what came of a fault that was taken for a forward which cannot be followed."""
         assert fault.error is FaultError, said
-        if self.verb == "load":
+        if self.verb in ("load", "switch", "switch anew"):
             assert list(host.state_dict()) == self.state, said
         else:
             assert torch.equal(output(host), self._expected(host, returned)), said
@@ -304,7 +309,7 @@ CASES = [
     (verb, name)
     for verb, name in product(VERBS, HOSTS)
     # the copy that `load` tries on is no longer of the class that the file names
-    if not (verb == "load" and name in ("graph", "graph with attention"))
+    if not (verb in ("load", "switch anew") and name in ("graph", "graph with attention"))
 ]
 
 

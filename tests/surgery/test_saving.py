@@ -18,7 +18,7 @@ from attn_surgery import SurgeryError
 from attn_surgery.attention.construction import registry
 from attn_surgery.host import files
 from attn_surgery.host.load import load_model
-from attn_surgery.surgery import saving
+from attn_surgery.surgery.operated import Operated
 
 
 @pytest.fixture(scope="module")
@@ -474,16 +474,16 @@ class TestShared:
     def test_a_file_with_the_attention_by_every_name(self, tmp_path, host, monkeypatch):
         """As earlier versions wrote them, and refused to load them."""
 
-        def parted(model):
-            prefixes = tuple(f"{path}." for path in attn_surgery.inserted(model))
-            state = model.state_dict()
+        def parted(operated):
+            prefixes = tuple(f"{path}." for path in operated.attentions)
+            state = operated.model.state_dict()
             own = {key: value for key, value in state.items() if key.startswith(prefixes)}
             return own, {}, {key: value for key, value in state.items() if key not in own}
 
         plain = Net()
         model = moved_alone(attn_surgery.apply(copy.deepcopy(plain), "cbam")).eval()
         with monkeypatch.context() as patched:
-            patched.setattr(saving, "_parted", parted)
+            patched.setattr(Operated, "_parted", property(parted))
             attn_surgery.save(model, tmp_path / "file", host=host)
         with safe_open(tmp_path / "file", "pt") as file:
             assert any(key.startswith("parts.0.1.attn") for key in file.keys())  # noqa: SIM118
