@@ -78,7 +78,7 @@ def recipe_of(name: str, trial: str) -> Recipe:
 
 def share(own: Recipe, recipe: Recipe) -> None:
     """Copy runs that are the same in a recipe and a trial of it."""
-    for seed in range(recipe.seeds):
+    for seed in recipe.seed_numbers:
         for variant in (HOST, *recipe.variants):
             source, target = (folder_of(each, variant, seed) for each in (own, recipe))
             same = own.identity(variant, seed) == recipe.identity(variant, seed)

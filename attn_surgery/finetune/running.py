@@ -28,7 +28,7 @@ def run_recipe(recipe: Recipe) -> Outcome | None:
         rehearse(context)
     with alone_in(folder, context.accelerator):
         with context.at_work():
-            results = run_experiment(context)
+            results = run_experiment(context.with_views())
         if not context.accelerator.is_main_process:
             return None
         costs = costs_of(

@@ -181,11 +181,11 @@ class TestFrozenHost:
             "control": head + norms,
             "control-head": head,
             "control-norms": head + norms,
-            "control-scale": head + norms + 2 * (4 + 8 + 16),
+            "control-scale": head + norms + (4 + 8 + 16),
             "control-full": everything,
             "se": head + norms + lines["se"].costs.params,
         }
-        assert lines["control-scale"].costs.params == 2 * (4 + 8 + 16)
+        assert lines["control-scale"].costs.params == 4 + 8 + 16
         for name in ("control-scale", "se"):
             path = output / "seed0" / name / "attention.safetensors"
             assert lines[name].file_bytes == path.stat().st_size

@@ -12,7 +12,7 @@ from test_finetune_recipes import write_voc
 from torch import nn
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.finetune.data.batches import open_data
+from attn_surgery.finetune.data.splits import open_data
 from attn_surgery.finetune.experiment.checking import check_recipe
 from attn_surgery.finetune.recipe import Data
 from attn_surgery.finetune.recipe.reading import read_recipe

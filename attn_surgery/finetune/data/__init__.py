@@ -3,15 +3,16 @@
 from attn_surgery.finetune.data.batches import (
     Loading,
     Prepared,
-    Splits,
-    classification_transforms,
-    open_data,
     train_batches,
     val_batches,
 )
 from attn_surgery.finetune.data.datasets import as_mode
+from attn_surgery.finetune.data.domains import DOMAINS
+from attn_surgery.finetune.data.splits import Splits, open_data
+from attn_surgery.finetune.data.transforms import classification_transforms
 
 __all__ = [
+    "DOMAINS",
     "Loading",
     "Prepared",
     "Splits",

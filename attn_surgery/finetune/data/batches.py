@@ -7,24 +7,19 @@ see together what one would see alone.
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data.config import resolve_data_config
-from timm.data.transforms_factory import create_transform
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from attn_surgery.errors import SurgeryError, nearest, one_line
-from attn_surgery.finetune.data.datasets import Source, as_mode, open_source, open_unlabelled
+from attn_surgery.errors import SurgeryError, one_line
+from attn_surgery.finetune.data.datasets import Source
 from attn_surgery.finetune.process import seed_cpu
-from attn_surgery.finetune.recipe import Data
 
 Place = tuple[int, int]
 """The number of an image, and the seed for what chance does to it."""
@@ -96,19 +91,24 @@ def train_batches(
     own = loading.batch_size // loading.processes
     starts = [i * loading.batch_size + loading.rank * own for i in range(skip, whole)]
     parts = [order[start : start + own].tolist() for start in starts]
-    return _loaded(dataset, loading, [[(i, int(seeds[i])) for i in part] for part in parts])
+    return loaded(dataset, loading, [[(i, int(seeds[i])) for i in part] for part in parts])
 
 
 def val_batches(dataset: Dataset[Any], loading: Loading) -> Iterator[Any]:
     """Return this process's part of all images, in order, each once."""
     mine = range(loading.rank, len(dataset), loading.processes)  # type: ignore[arg-type]
     own = max(1, loading.batch_size // loading.processes)
-    return _loaded(
+    return loaded(
         dataset, loading, [[(i, i) for i in mine[k : k + own]] for k in range(0, len(mine), own)]
     )
 
 
-def _loaded(dataset: Dataset[Any], loading: Loading, parts: list[list[Place]]) -> Iterator[Any]:
+def loaded(dataset: Dataset[Any], loading: Loading, parts: list[list[Place]]) -> Iterator[Any]:
+    """Yield a batch of the samples at each list of places.
+
+    Raises:
+        SurgeryError: An image cannot be read, or a worker failed.
+    """
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=parts,  # type: ignore[arg-type]
@@ -141,119 +141,3 @@ def _wait_for_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-# What a recipe asks for
-
-
-@dataclass(frozen=True)
-class Splits:
-    """What a recipe's data comes to.
-
-    Attributes:
-        train: What is learned.
-        val: What is measured.
-        classes: How many classes there are.
-        input_size: ``(C, H, W)`` of an image.
-        unlabelled: Images without labels, or None.
-    """
-
-    train: Prepared
-    val: Prepared
-    classes: int
-    input_size: tuple[int, int, int]
-    unlabelled: Prepared | None = None
-
-
-Transforms = Callable[[Data, dict[str, Any], bool], Callable[[Any, Any], tuple[Any, Any]]]
-
-
-def open_data(data: Data, model: nn.Module | None, transforms: Transforms) -> Splits:
-    """Open both splits.
-
-    Args:
-        data: What the recipe says.
-        model: The host, which says what images it wants where the recipe does not.
-        transforms: From the recipe, the configuration and whether it is for training to a
-            transform of image and target.
-
-    Raises:
-        SurgeryError: Something is not there, or not as it should be.
-    """
-    config = image_config(data, model)
-    sources = {train: open_source(data, train=train) for train in (True, False)}
-    train, val = (Prepared(sources[each], transforms(data, config, each)) for each in (True, False))
-    unlabelled = None
-    if data.unlabelled:
-        source = open_unlabelled(data.unlabelled)
-        unlabelled = Prepared(source, transforms(data, config, True))
-    return Splits(train, val, _classes(data, sources), tuple(config["input_size"]), unlabelled)
-
-
-def _classes(data: Data, sources: Mapping[bool, Source]) -> int:
-    """Return how many classes there are, once it is sure that both splits mean the same by them."""
-    learned, measured = (sources[train].class_to_idx for train in (True, False))
-    if learned and measured and learned != measured:
-        name = next(iter(dict(set(learned.items()) ^ set(measured.items()))))
-        raise SurgeryError(
-            f"{data.name}: class {name!r} is number {learned.get(name)} of {data.train_split!r} "
-            f"and {measured.get(name)} of {data.val_split!r}"
-        )
-    known = sources[True].classes
-    if not data.classes and not known:
-        raise SurgeryError(f"{data.name} does not say how many classes it has: give data.classes")
-    if data.classes and data.classes < known and data.task == "classification":
-        raise SurgeryError(f"data.classes={data.classes}, but {data.name} has {known} classes")
-    return data.classes or known
-
-
-def image_config(data: Data, model: nn.Module | None) -> dict[str, Any]:
-    """Return size, interpolation and normalization of images, as timm says them."""
-    own: Any = getattr(model, "pretrained_cfg", None) or {}
-    config = dict(resolve_data_config({"img_size": None}, pretrained_cfg=own))
-    side = data.image_size
-    size = (data.channels, side, side) if side else (data.channels, *config["input_size"][1:])
-    config["input_size"] = size
-    if data.channels == 1:
-        config.update(mean=(0.5,), std=(0.5,))
-    return config
-
-
-def classification_transforms(
-    data: Data, config: dict[str, Any], train: bool
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Return timm's transform of an image; the target stays."""
-    given = dict(data.train_transform if train else data.val_transform)
-    accepted = inspect.signature(create_transform).parameters
-    name = "data.train_transform" if train else "data.val_transform"
-    for key in given:
-        if key not in accepted:
-            raise SurgeryError(
-                f"{name} has no key {key!r}{nearest(key, accepted)}: it holds keywords of "
-                "timm.data.create_transform"
-            )
-    usual = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
-    if not train:
-        usual["crop_pct"] = config["crop_pct"]
-    try:
-        made: Any = create_transform(**{**usual, "is_training": train, **given})
-    except Exception as error:
-        raise SurgeryError(f"{name}: {one_line(error)}") from error
-    return ImageTransform(made, "L" if data.channels == 1 else "RGB")
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """A transform of the image alone.
-
-    Attributes:
-        made: From a PIL image to a tensor.
-        mode: PIL's mode.
-    """
-
-    made: Callable[[Any], Any]
-    mode: str
-
-    def __call__(self, image: Any, target: Any) -> tuple[Any, Any]:
-        """Transform one image."""
-        return self.made(as_mode(image, self.mode)), target

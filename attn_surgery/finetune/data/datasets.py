@@ -65,18 +65,36 @@ def open_source(data: Data, *, train: bool) -> Source:
             f"data.name={data.name!r} is not understood{nearest(data.name, _PLAIN)}; give "
             f"{', '.join(map(repr, _PLAIN))}, 'torchvision/CLASS' or 'timm/NAME'"
         )
-    source = _PLAIN[data.name](data, train) if not name else _LIBRARIES[kind](data, name, train)
+    split = train or data.held_out > 0
+    source = _PLAIN[data.name](data, split) if not name else _LIBRARIES[kind](data, name, split)
     if not len(source):
         raise SurgeryError(f"{data.name} has no image to {'learn from' if train else 'measure on'}")
+    if data.held_out:
+        source = _held_out(source, data.held_out, train)
     limit = data.limit if train else data.val_limit
     return _limited(source, limit) if 0 < limit < len(source) else source
 
 
+def _held_out(source: Source, count: int, train: bool) -> Source:
+    """Return what is learned of the training images when some are measured on, or those."""
+    if count >= len(source):
+        raise SurgeryError(f"data.held_out={count} leaves none of {len(source)} training images")
+    drawn = _drawn(len(source), 1)
+    return _chosen(source, drawn[count:] if train else drawn[:count])
+
+
 def _limited(source: Source, limit: int) -> Source:
     """Return so many samples, drawn once and for all."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randperm(len(source), generator=generator, device="cpu")[:limit]
-    chosen = sorted(drawn.tolist())
+    return _chosen(source, _drawn(len(source), 0)[:limit])
+
+
+def _drawn(count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator, device="cpu").tolist()
+
+
+def _chosen(source: Source, numbers: list[int]) -> Source:
+    chosen = sorted(numbers)
     names = [source.name(i) for i in chosen] if source.names else []
     return replace(source, samples=torch.utils.data.Subset(source.samples, chosen), names=names)
 

@@ -8,7 +8,7 @@ from timm.optim import list_optimizers  # pyright: ignore[reportPrivateImportUsa
 from torch import nn
 
 from attn_surgery.errors import SurgeryError, check_choice, nearest
-from attn_surgery.finetune.data import Splits
+from attn_surgery.finetune.data import DOMAINS, Splits
 from attn_surgery.finetune.experiment.variants import surgery_of
 from attn_surgery.finetune.recipe import (
     CONTROL,
@@ -63,9 +63,9 @@ def check_recipe(recipe: Recipe) -> None:
     check_choice("amp", recipe.amp, ("no", "bf16", "fp16"))
     check_choice("device", recipe.device, ("", "cpu"))
     check_choice("budget", recipe.budget, ("steps", "seconds"))
-    for name in ("seeds", "log_every"):
+    for name in ("seeds", "log_every", "val_interval"):
         _check_number(name, getattr(recipe, name), at_least=1)
-    for name in ("threads", "checkpoint_seconds", "report_seconds"):
+    for name in ("first_seed", "threads", "checkpoint_seconds", "report_seconds"):
         _check_number(name, getattr(recipe, name), at_least=0)
     if not recipe.stages:
         raise SurgeryError("a recipe needs one [[stages]] at least")
@@ -83,8 +83,14 @@ def _check_data(data: Data) -> None:
     if data.channels not in {1, 3}:
         raise SurgeryError(f"data.channels={data.channels!r} must be 1 or 3")
     _check_number("data.batch_size", data.batch_size, at_least=1)
-    for name in ("classes", "image_size", "workers", "limit", "val_limit"):
+    for name in ("classes", "image_size", "workers", "limit", "val_limit", "held_out", "views"):
         _check_number(f"data.{name}", getattr(data, name), at_least=0)
+    for name in data.domains:
+        check_choice("data.domains", name, tuple(DOMAINS))
+    if len(set(data.domains)) < len(data.domains):
+        raise SurgeryError(f"data.domains={list(data.domains)}: names must be unlike")
+    if data.task != "classification" and (data.domains or data.views):
+        raise SurgeryError("data.domains and data.views are for classification")
 
 
 def _check_controls(recipe: Recipe) -> None:

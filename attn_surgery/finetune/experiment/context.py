@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from attn_surgery.errors import SurgeryError, is_out_of_memory
 from attn_surgery.finetune.data import Loading, Splits, open_data
 from attn_surgery.finetune.experiment.checking import check_recipe, check_together
 from attn_surgery.finetune.experiment.digests import contents_of
-from attn_surgery.finetune.experiment.evaluation import measure
+from attn_surgery.finetune.experiment.evaluation import mean_over, measure
 from attn_surgery.finetune.hosts import build_host
 from attn_surgery.finetune.process import Wish, need, synchronized_norms
 from attn_surgery.finetune.recipe import Data, Recipe
@@ -118,14 +119,29 @@ class Context:
 
     def measure(self, model: nn.Module) -> Metrics:
         """Measure a model on the split that it does not learn from."""
-        return measure(
-            model,
-            self.splits.val,
-            self.task,
-            self.loading,
-            self.splits.classes,
-            self.accelerator,
+        classes, accelerator = self.splits.classes, self.accelerator
+        if not self.splits.domains:
+            split = self.splits.val
+            return measure(model, split, self.task, self.loading, classes, accelerator)
+        return mean_over(
+            {
+                name: measure(model, split, self.task, self.loading, classes, accelerator)
+                for name, split in self.splits.domains.items()
+            }
         )
+
+    def with_views(self) -> Context:
+        """Return the same with the views of images, if the recipe wants some, from their files.
+
+        Raises:
+            SurgeryError: They cannot be written or read.
+        """
+        if not self.recipe.data.views:
+            return self
+        folder = Path(self.recipe.output, "views")
+        with self.accelerator.local_main_process_first():
+            splits = self.splits.with_views(self.recipe.data.views, folder)
+        return dataclasses.replace(self, splits=splits)
 
 
 def _accelerator(recipe: Recipe) -> Any:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from attn_surgery.errors import SurgeryError, one_line
-from attn_surgery.finetune.data import Prepared, Splits
+from attn_surgery.finetune.data import Splits
 from attn_surgery.finetune.recipe import HOST, Recipe
 
 PLAN = ".json"
@@ -38,7 +39,7 @@ def of_variant(contents: dict[str, str], recipe: Recipe, variant: str) -> dict[s
     return {key: value for key, value in contents.items() if key not in others | untaught}
 
 
-def _of_images(split: Prepared) -> str:
+def _of_images(split: Any) -> str:
     source = split.source
     folder = os.path.commonpath(source.names) if source.names else ""
     names = [name[len(folder) :] for name in source.names]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from attn_surgery.finetune.data import Loading, Prepared, val_batches
+from attn_surgery.finetune.data import Loading, val_batches
 from attn_surgery.finetune.process import share_buffers
 from attn_surgery.finetune.tasks import Metrics, Task
 from attn_surgery.surgery import inserted
@@ -18,7 +20,12 @@ GATE_BATCHES = 4
 
 
 def measure(
-    model: nn.Module, split: Prepared, task: Task, loading: Loading, classes: int, accelerator: Any
+    model: nn.Module,
+    split: Dataset[Any],
+    task: Task,
+    loading: Loading,
+    classes: int,
+    accelerator: Any,
 ) -> Metrics:
     """Measure a model over a split; it is in evaluation mode meanwhile.
 
@@ -36,6 +43,19 @@ def measure(
         return task.measure(model, val_batches(split, loading), classes, accelerator)
 
 
+def mean_over(domains: Mapping[str, Metrics]) -> Metrics:
+    """Return the means over some domains, and each domain's own beside them.
+
+    Example:
+        >>> mean_over({"clean": {"accuracy": 1.0}, "noisy": {"accuracy": 0.5}})
+        {'accuracy': 0.75, 'accuracy/clean': 1.0, 'accuracy/noisy': 0.5}
+    """
+    names = next(iter(domains.values()))
+    means = {key: statistics.fmean(each[key] for each in domains.values()) for key in names}
+    own = {f"{key}/{name}": each[key] for name, each in domains.items() for key in names}
+    return {**means, **own}
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, without gradients, and every module of it back."""
@@ -50,7 +70,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def gate_movement(
-    model: nn.Module, split: Prepared, task: Task, loading: Loading, accelerator: Any
+    model: nn.Module, split: Dataset[Any], task: Task, loading: Loading, accelerator: Any
 ) -> dict[str, float]:
     """Tell how far each attention is from the identity.
 

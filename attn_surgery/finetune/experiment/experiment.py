@@ -13,7 +13,7 @@ from attn_surgery.finetune.experiment.at_insertion import check_start
 from attn_surgery.finetune.experiment.attention_file import save_attention
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.evaluation import gate_movement
-from attn_surgery.finetune.experiment.loop import train
+from attn_surgery.finetune.experiment.loop import EPOCH, train
 from attn_surgery.finetune.experiment.run import CHECKPOINT, METRICS, Run
 from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.process import (
@@ -47,7 +47,7 @@ def run_experiment(context: Context) -> list[dict[str, Any]]:
         Interrupted: A signal asked to stop; what was done is saved.
     """
     read_by_first(context.accelerator, lambda: _begin(context))
-    return [told for seed in range(context.recipe.seeds) for told in _seed(context, seed)]
+    return [told for seed in context.recipe.seed_numbers for told in _seed(context, seed)]
 
 
 def _begin(context: Context) -> None:
@@ -57,7 +57,7 @@ def _begin(context: Context) -> None:
         SurgeryError: A run is of another recipe.
     """
     folder = Path(context.recipe.output)
-    for seed in range(context.recipe.seeds):
+    for seed in context.recipe.seed_numbers:
         for variant in (HOST, *context.recipe.variants):
             run = Run(context, variant, seed, nn.Identity())
             if recorded(run) is None:
@@ -103,7 +103,7 @@ def _start(context: Context, seed: int) -> tuple[nn.Module, dict[str, Any]]:
         progress = _trained(run)
         if not run.stages:
             run.keep("last", host)
-        done = run.finish(progress, {"score": context.measure(host)})
+        done = run.finish(progress, {"score": _score(run, progress)})
     context.accelerator.wait_for_everyone()
     host.load_state_dict(read_by_first(context.accelerator, lambda: _kept(run)))
     return host.cpu(), done
@@ -124,13 +124,14 @@ def _variant(run: Run, start: nn.Module, host: dict[str, Any]) -> dict[str, Any]
         run.teacher = teacher_of(start)
     done = _done(run)
     if done is None:
-        at_insertion = context.measure(run.model)
+        is_host = attention_of(variant) is None
+        at_insertion = host["score"] if is_host else context.measure(run.model)
         found = check_start(context, variant, run.model, at_insertion, host["score"], start)
         progress = _trained(run)
         told = {
             "at_insertion": at_insertion,
             "start": found,
-            "score": context.measure(run.model),
+            "score": _score(run, progress),
             "gates": gate_movement(
                 run.model, context.splits.val, context.task, context.loading, context.accelerator
             ),
@@ -141,6 +142,13 @@ def _variant(run: Run, start: nn.Module, host: dict[str, Any]) -> dict[str, Any]
         done = run.finish(progress, told)
     context.accelerator.wait_for_everyone()
     return done
+
+
+def _score(run: Run, progress: Progress) -> dict[str, Any]:
+    """Return what the last epoch was measured to have come to; without one, measure."""
+    if not progress.history:
+        return run.context.measure(run.model)
+    return {key: told for key, told in progress.history[-1].items() if key not in EPOCH}
 
 
 def _done(run: Run) -> dict[str, Any] | None:

@@ -24,6 +24,9 @@ from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.finetune.process import Interrupted, Progress, derived, seed_all
 from attn_surgery.finetune.training import Training, take_down
 
+EPOCH = ("stage", "epoch", "measuring_s")
+"""What is told of an epoch beside what was measured."""
+
 
 def train(run: Run) -> Progress:
     """Train a run to its end, from its checkpoint if it has one.
@@ -90,7 +93,7 @@ def train_epoch(run: Run, training: Training, progress: Progress, budget: Budget
 def steps_of(run: Run, training: Training, seed: int, first: int) -> Iterator[list[Any]]:
     """Return the batches of each step of an epoch, from the first that is left."""
     each = training.stage.accumulate
-    labelled = train_batches(run.context.splits.train, run.context.loading, seed, first * each)
+    labelled = train_batches(run.split, run.context.loading, seed, first * each)
     batches: Iterator[Any] = map(run.on_device, labelled)
     if training.stage.distill_weight:
         batches = run.with_unlabelled(batches, seed, first * each)
@@ -141,8 +144,17 @@ def stop(run: Run, training: Training, progress: Progress, losses: list[Tensor])
 
 
 def end_epoch(run: Run, training: Training, progress: Progress) -> None:
-    """Measure, keep what is best, and save."""
+    """Measure, if it is time to, and save."""
     require_finite(training)
+    is_last = run.budget(progress.stage).is_spent(progress)
+    if is_last or (progress.epoch + 1) % run.context.recipe.val_interval == 0:
+        measure_epoch(run, training, progress)
+    progress.epoch, progress.update = progress.epoch + 1, 0
+    run.save(training, progress)
+
+
+def measure_epoch(run: Run, training: Training, progress: Progress) -> None:
+    """Measure what an epoch came to, and keep what is best."""
     start = time.perf_counter()
     metrics = run.context.measure(training.result)
     progress.history.append(
@@ -156,6 +168,4 @@ def end_epoch(run: Run, training: Training, progress: Progress) -> None:
     if progress.best is None or metrics[run.context.task.score] > progress.best:
         progress.best, progress.best_at = metrics[run.context.task.score], len(progress.history)
         run.keep("best", training.result)
-    progress.epoch, progress.update = progress.epoch + 1, 0
     run.ended_epoch(progress)
-    run.save(training, progress)

@@ -62,7 +62,7 @@ def remeasure(folder: Path, weights: str = "last", settings: Iterable[str] = ())
     recipe = parse_recipe(table, str(folder / RECIPE))
     context = Context.of(dataclasses.replace(recipe, output=str(folder)))
     found = []
-    for seed in range(context.recipe.seeds):
+    for seed in context.recipe.seed_numbers:
         host = context.fresh_host(seed)
         for variant in (HOST, *context.recipe.variants):
             run = Run(context, variant, seed, host)

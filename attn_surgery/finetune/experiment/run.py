@@ -28,7 +28,7 @@ from attn_surgery.finetune.process import (
     write_json,
     write_weights,
 )
-from attn_surgery.finetune.recipe import Recipe, Stage
+from attn_surgery.finetune.recipe import HOST, Recipe, Stage
 from attn_surgery.finetune.training import Training, set_up
 
 CHECKPOINT = "checkpoint.pt"
@@ -92,9 +92,15 @@ class Run:
         """Name a stage, as seeds and logs do."""
         return self.context.recipe.stages_of(self.variant)[number][0]
 
+    @property
+    def split(self) -> Any:
+        """What is learned from."""
+        splits = self.context.splits
+        return splits.pretraining if self.variant == HOST else splits.train
+
     def updates(self, stage: Stage) -> int:
         """Return how many steps an epoch has."""
-        return len(self.context.splits.train) // self.context.loading.batch_size // stage.accumulate
+        return len(self.split) // self.context.loading.batch_size // stage.accumulate
 
     def budget(self, number: int) -> Budget:
         """Return what a stage may take."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.process import derived
-from attn_surgery.finetune.recipe import Recipe, Surgery, attention_of
+from attn_surgery.finetune.recipe import Recipe, Surgery, attention_of, is_control
 from attn_surgery.host import undisturbed_randomness
 from attn_surgery.planning import Plan, parse_attention
 from attn_surgery.surgery import apply
@@ -53,4 +53,5 @@ def surgery_of(surgery: Surgery, variant: str) -> tuple[Any, dict[str, Any]]:
         raise SurgeryError(f"surgery.options.{name} must be a table, not {options!r}")
     where = list(surgery.where) or None
     words = {"where": where, "position": surgery.position, "existing": surgery.existing}
-    return parse_attention(name), {**words, **options}
+    plain = {"shift": False} if is_control(variant) else {}
+    return parse_attention(name), {**words, **plain, **options}

@@ -49,7 +49,8 @@ class Surgery:
         existing: ``skip``, ``stack`` or ``replace``.
         init: ``identity`` or ``paper``.
         options: For each attention, by name, its options; ``where``, ``position`` and ``existing``
-            may be among them. ``scale``'s are those of the control ``scale``, too.
+            may be among them. ``scale``'s are those of the control ``scale``, too, which has
+            ``shift = false`` unless they say otherwise.
     """
 
     attention: tuple[str, ...] = ("cbam",)
@@ -79,9 +80,18 @@ class Data:
         workers: Processes that read images, for each process that trains.
         limit: Learn from so many images only, drawn once; 0 for all.
         val_limit: Measure on so many images only; 0 for all.
+        held_out: Measure on so many of the training images, drawn once, and do not learn from them;
+            0 to measure on ``val_split``. For choices, as of learning rates.
         train_transform: Keywords of ``timm.data.create_transform`` for training.
         val_transform: The same for measuring.
         unlabelled: A folder of images without labels, for distillation; "" for none.
+        domains: Kinds of images that the stages' come in, without the model being told: ``clean``,
+            ``inverted``, ``low_contrast``, ``noisy``, ``blurred``. One is drawn for each image that
+            is learned; what is measured is every image in each, and the score is the mean over
+            them. Pretraining learns from images as they are. For classification.
+        views: How many versions of each image are drawn by the training transform, once and for
+            all, and kept in the output folder with those that are measured; 0 for new ones in
+            every epoch. For classification.
         options: More keywords for the data set's class; ``{root}`` and ``{split}`` are filled in.
     """
 
@@ -98,10 +108,19 @@ class Data:
     workers: int = 0
     limit: int = 0
     val_limit: int = 0
+    held_out: int = 0
     train_transform: Mapping[str, Any] = field(default_factory=dict)
     val_transform: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: str = ""
+    domains: tuple[str, ...] = ()
+    views: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the images; keys that are younger than runs, only where they do."""
+        told = _plain(dataclasses.asdict(self))
+        places = {key: value for key, value in told.items() if key not in _PLACES}
+        return {key: value for key, value in places.items() if value != _YOUNGER.get(key)}
 
 
 @dataclass(frozen=True)
@@ -115,11 +134,12 @@ class Recipe:
         surgery: What is inserted.
         pretraining: What is done before it: once for each seed, for all variants alike.
         seeds: How often everything is repeated, with seeds 0, 1, 2, ...
+        first_seed: The first of them, if not 0: fresh ones, to confirm what others showed.
         control: Whether there are controls: what the attention has to beat.
         controls: Which: ``same``: the same stages without surgery; ``head``: its head alone trains;
             ``norms``: head, and weights and biases of the host's norms; ``scale``: a constant gate
-            and shift per channel, the attention `attn_surgery.attention.Scale`, in the attention's
-            place; ``full``: everything. Each with the stages' own steps, rates and seeds.
+            per channel, `attn_surgery.attention.Scale` without its shift, in the attention's place;
+            ``full``: everything. Each with the stages' own steps, rates and seeds.
         budget: What controls have as much of as the attention: ``steps``, or ``seconds`` of
             training, those of the attention that took longest. Schedules follow the seconds then.
         output: Where everything is written.
@@ -129,6 +149,7 @@ class Recipe:
         device: ``cpu``, or "" for the accelerator that there is.
         threads: CPU threads of a process; 0 for as many as torch takes.
         checkpoint_seconds: How often to save within an epoch.
+        val_interval: How many epochs of a stage to measure after; its last is measured in any case.
         log_every: How many steps the training loss is averaged over in the logs.
         report_seconds: How long to measure latencies at the end; 0 for not at all.
         note: What a reader of the result has to know.
@@ -140,6 +161,7 @@ class Recipe:
     surgery: Surgery = Surgery()
     pretraining: tuple[Stage, ...] = ()
     seeds: int = 3
+    first_seed: int = 0
     control: bool = True
     controls: tuple[str, ...] = ("same",)
     budget: str = "steps"
@@ -149,9 +171,15 @@ class Recipe:
     device: str = ""
     threads: int = 0
     checkpoint_seconds: float = 60.0
+    val_interval: int = 1
     log_every: int = 10
     report_seconds: float = 5.0
     note: str = ""
+
+    @property
+    def seed_numbers(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
     def control_variants(self) -> tuple[str, ...]:
@@ -198,9 +226,9 @@ class Recipe:
             seed: The seed.
         """
         data = self.to_dict()
-        told = {key: data[key] for key in ("host", "data", "amp")}
+        told = {key: data[key] for key in ("host", "amp")}
+        told["data"] = self.data.to_dict()
         told["pretraining"] = self._told(HOST)
-        told["data"] = {key: value for key, value in told["data"].items() if key not in _PLACES}
         # Files count by what they hold, whatever they are called: see `contents`.
         told["host"]["checkpoint"] = _GIVEN if self.host.checkpoint else ""
         told["data"]["unlabelled"] = _GIVEN if self.data.unlabelled and variant != HOST else ""
@@ -222,6 +250,9 @@ class Recipe:
 
 _PLACES = {"root", "workers", "download"}
 """Where data lies and who reads it changes no number."""
+
+_YOUNGER = {"domains": [], "views": 0, "held_out": 0}
+"""Keys of data that were not there when runs began that shall go on, and what they meant then."""
 
 _GIVEN = "given"
 

@@ -17,6 +17,7 @@ from attn_surgery.finetune.results.comparison import (
     comparison_table,
     interval,
 )
+from attn_surgery.finetune.results.domain_table import domain_table
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,11 @@ class Outcome:
         return tabulate(rows, list(columns), style, disable_numparse=True)
 
     def tables(self, style: str = "simple") -> list[str]:
-        """Return the table of the variants, and that of the comparisons, if there are any."""
-        return [self.table(style), *filter(None, [comparison_table(self.comparisons, style)])]
+        """Return the table of the variants, and those of domains and comparisons, if there are."""
+        domains = domain_table(self.runs, self.score, style)
+        return list(
+            filter(None, [self.table(style), domains, comparison_table(self.comparisons, style)])
+        )
 
     def verdicts(self) -> list[str]:
         """Return a sentence for each comparison."""

@@ -109,7 +109,8 @@ def _csv(outcome: Outcome) -> str:
     controls = list(dict.fromkeys(each.control for each in outcome.comparisons))
     compared = [f"{key}{_of(control)}" for control in controls for key in _COMPARED]
     names = ["variant", "mean", "spread", *compared, *costs, *own, "gates"]
-    writer.writerow([*names, *(f"seed{i}" for i in range(seeds))])
+    first = outcome.recipe.get("first_seed", 0)
+    writer.writerow([*names, *(f"seed{first + i}" for i in range(seeds))])
     for line in outcome.lines:
         told = {each.control: each for each in line.comparisons}
         parts = [part for control in controls for part in _compared(told.get(control))]
@@ -167,7 +168,7 @@ def _picture(outcome: Outcome) -> bytes:
             axes.axhline(100 * line.mean, color="0.6", linestyle="--", label="host before")
         elif curves:
             columns = list(zip(*curves, strict=False))  # by the clock, some seeds have more epochs
-            epochs = range(len(columns))
+            epochs = _epochs(outcome.runs, line.variant)[: len(columns)]
             means = [100 * statistics.fmean(column) for column in columns]
             (drawn,) = axes.plot(epochs, means, marker="o", label=line.variant)
             ends = [[100 * f(column) for column in columns] for f in (min, max)]
@@ -177,6 +178,17 @@ def _picture(outcome: Outcome) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     return content.getvalue()
+
+
+def _epochs(runs: Sequence[Mapping[str, Any]], variant: str) -> list[int]:
+    """Return after how many epochs, over all stages, scores were measured; the first before any."""
+    histories = [run["history"] for run in runs if run["identity"]["variant"] == variant]
+    found, stage, before = [0], "", 0
+    for each in max(histories, key=len):
+        if each["stage"] != stage:
+            stage, before = each["stage"], found[-1]
+        found.append(before + each["epoch"])
+    return found
 
 
 def _curves(runs: Sequence[Mapping[str, Any]], variant: str, score: str) -> list[list[float]]:

@@ -1,0 +1,64 @@
+"""Domains: kinds of images that one network has to cope with, made of one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+CONTRAST = 0.25
+"""What is left of the contrast."""
+NOISE = 0.25
+"""Standard deviation, where black is 0 and white is 1."""
+BLUR = 0.05
+"""Standard deviation of the Gaussian, of the shorter side."""
+
+
+def _clean(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _inverted(image: Image.Image) -> Image.Image:
+    return F.invert(image)
+
+
+def _low_contrast(image: Image.Image) -> Image.Image:
+    return F.adjust_contrast(image, CONTRAST)
+
+
+def _noisy(image: Image.Image) -> Image.Image:
+    pixels = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
+    return F.to_pil_image(F.gaussian_noise(pixels, sigma=NOISE, clip=True), image.mode)
+
+
+def _blurred(image: Image.Image) -> Image.Image:
+    deviation = BLUR * min(image.size)
+    side = 2 * round(3 * deviation) + 1
+    return F.gaussian_blur(image, [side, side], [deviation, deviation])
+
+
+DOMAINS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "clean": _clean,
+    "inverted": _inverted,
+    "low_contrast": _low_contrast,
+    "noisy": _noisy,
+    "blurred": _blurred,
+}
+
+
+def drawn_domain(image: Image.Image, domains: Sequence[str]) -> Image.Image:
+    """Bring an image to one of some domains, drawn from torch's generator.
+
+    Args:
+        image: Of mode L or RGB; 8 bits.
+        domains: Their names, as in `DOMAINS`. A single one leaves the generator alone.
+
+    Example:
+        >>> black = Image.new("L", (28, 28))
+        >>> drawn_domain(black, ["inverted"]).getpixel((0, 0))
+        255
+    """
+    number = int(torch.randint(len(domains), ())) if len(domains) > 1 else 0
+    return DOMAINS[domains[number]](image)
