@@ -420,7 +420,7 @@ def test_a_worker_that_dies():
 
 
 def test_an_order_is_drawn_on_the_cpu_whatever_the_default_device_is(monkeypatch):
-    monkeypatch.setattr(batches, "_loaded", lambda _, __, parts: parts)
+    monkeypatch.setattr(batches, "loaded", lambda _, __, parts: parts)
     data = Data("digits", channels=1, limit=20)
     found = []
     for place in ("cpu", "meta"):

@@ -20,6 +20,7 @@ NAMES = [
     "efficientnet_lite0_transfer",
     "fashion_mnist",
     "imagenet_resnet50_cbam",
+    "mixed_domains",
     "segmentation_deeplab",
 ]
 FOLDER = Path(attn_surgery.__file__).parents[1] / "recipes"
