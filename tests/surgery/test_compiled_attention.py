@@ -84,11 +84,11 @@ no_leaf = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor tha
 @no_leaf
 def test_gradients(graphs: list[int]) -> None:
     plain, compiled = operated(), attn_surgery.compile_attention(operated(), backend="aot_eager")
-    for host in (plain, compiled):
-        host.train()(X).square().sum().backward()
+    for host in (plain, compiled):  # in single precision, norms of few values amplify rounding
+        host.double().train()(X.double()).square().sum().backward()
     pairs = zip(plain.parameters(), compiled.parameters(), strict=True)
     for one, other in pairs:
-        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(other.grad, one.grad)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda host: pickle.loads(pickle.dumps(host))])
