@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from attn_surgery.dataflow import MAPS, Flow, Kind, Shape
+from attn_surgery.finding.aliasing import CHANGED, changes_before_use, is_changed_by
 from attn_surgery.finding.convolutions import is_spatial
 from attn_surgery.finding.residual_blocks import TRANSFORMS, Residual, block_around
 from attn_surgery.tracing import Call, index, owner
@@ -41,10 +42,6 @@ _ELEMENTWISE = {
 }
 
 
-_ALIASES = {Kind.IDENTITY, Kind.VIEW, Kind.SPLIT, Kind.SLICE, Kind.DROPOUT}
-"""What may return the memory that it was given."""
-
-
 @dataclass(frozen=True)
 class Target:
     """The value that the attention receives."""
@@ -54,6 +51,8 @@ class Target:
     shape: Shape
     into: tuple[fx.Node, ...] = ()
     """The only nodes that get the result; () for all that take the value."""
+    is_read_late: bool = False
+    """Whether its memory is changed in place between where it is made and where it is taken."""
     is_channels_last: bool = False
     refusal: str = ""
     """Why the block has no such place, or none that can be cut."""
@@ -69,7 +68,22 @@ def target(flow: Flow, residual: Residual, position: str) -> Target:
         return replace(standard, refusal=f"no place for {position!r}: {found}")
     if not found.shape.is_map:
         return replace(standard, refusal=f"no place for {position!r}: its shape is unknown")
+    found = _read_when_taken(flow, found)
+    if isinstance(found, str):
+        return replace(standard, refusal=f"no place for {position!r}: {found}")
     return found
+
+
+def _read_when_taken(flow: Flow, goal: Target) -> Target | str:
+    """Let attention read the value where it is taken, if its memory is changed until then."""
+    changes = changes_before_use(flow, goal.value)
+    if not changes:
+        return goal
+    takers = goal.into or tuple(goal.value.users)
+    are_inside = all(goal.block in owner(taker).lineage() for taker in takers)
+    if not are_inside or max(map(index, changes)) > min(map(index, takers)):
+        return CHANGED
+    return replace(goal, into=takers, is_read_late=True)
 
 
 def _standard(flow: Flow, residual: Residual) -> Target:
@@ -150,29 +164,9 @@ def _for_some(
     others = [user for user in value.users if user not in takers]
     if not others and index(value) >= block.start:
         return Target(block, value, shape)
-    if _is_changed_before(flow, value, takers):
+    if is_changed_by(flow, value, takers):
         return "its value is changed in place and used afterwards"
     return Target(block, value, shape, tuple(takers))
-
-
-def _is_changed_before(flow: Flow, value: fx.Node, takers: list[fx.Node]) -> bool:
-    """Tell whether the takers change the value's memory, and others read it afterwards."""
-    own, others = {value}, {value}
-    changes: list[int] = []
-    for node in flow.inputs:
-        given = node.args[0] if node.args else None
-        if index(node) <= index(value) or not isinstance(given, fx.Node):
-            continue
-        if node in takers or given in own - {value}:
-            if given in own and flow.is_in_place(node):
-                changes.append(index(node))
-            if given in own and (flow.is_in_place(node) or flow.kind(node) in _ALIASES):
-                own.add(node)
-        elif given in others and flow.kind(node) in _ALIASES:
-            others.add(node)
-    # by what the code names, not by what it means: after x.relu_(), x itself is named again
-    readers = (user for node in others for user in node.users if user not in takers)
-    return bool(changes) and any(index(user) > min(changes) for user in readers)
 
 
 def _child_around(node: fx.Node, block: Call) -> Call | None:

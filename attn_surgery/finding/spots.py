@@ -51,6 +51,8 @@ class Spot:
     """Whether that module is called once for each call of the block."""
     is_part: bool = False
     """Whether making the value wrote on a part of it, which is all that is returned."""
+    is_read_late: bool = False
+    """Whether its memory is changed in place between where it is made and where it is taken."""
     is_used: bool = True
     """Whether what it returns is used, and not just what it changed in place."""
     is_result: bool = False

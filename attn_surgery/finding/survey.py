@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx, nn
 
 from attn_surgery.dataflow import MAPS, Flow, Kind, Shape, followed, followed_every_way
+from attn_surgery.finding.aliasing import CHANGED, changes_before_use
 from attn_surgery.finding.existing_attention import (
     Held,
     block_of,
@@ -179,6 +180,8 @@ def _outputs(flow: Flow, paths: dict[nn.Module, str]) -> Iterator[Finding]:
         spot = place_output(flow, value, call, module)
         is_again = flow.call_counts[module] > 1
         refusal = "it is called more than once" if is_again else _shape_refusal(flow.shape(value))
+        if not refusal and changes_before_use(flow, value):
+            refusal = CHANGED
         shape = flow.shape(value)
         yield Finding(module, paths[module], spot, shape, None, shape.channels, refusal)
 
@@ -192,6 +195,7 @@ def _place_for_one_more(
 ) -> Finding:
     goal = target(flow, residual, position)
     call, spot = place(flow, goal.value, goal.into, goal.block)
+    spot = replace(spot, is_read_late=goal.is_read_late)
     return Finding(
         call.module,
         paths[call.module],

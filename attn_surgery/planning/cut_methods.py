@@ -144,6 +144,8 @@ def _source_obstacle(finding: Finding, owners: Owners) -> str:
     spot = finding.spot
     if spot.source is None:
         return f"{spot.step.name or 'the argument'!r} is no child"
+    if spot.is_read_late:
+        return f"what {spot.source!r} returns is changed in place before it is used"
     if spot.into:
         return f"{spot.source!r} returns to others, too"
     if not spot.is_used:

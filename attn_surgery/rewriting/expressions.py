@@ -205,6 +205,8 @@ class _Source:
 
     def taking(self, flow: Flow, spot: Spot) -> _Chosen:
         """Choose the operands of the one step that takes the value, as one way shows it."""
+        if spot.is_read_late:  # operands are evaluated one after the other, before it is taken
+            raise UnfaithfulError(f"what {spot.step.name!r} holds is changed before it is taken")
         is_given = spot.step.kind == "argument"
         value = None if is_given else _node_of(flow, self.block, spot.step)
         takers = [_node_of(flow, self.block, step) for step in spot.into]
