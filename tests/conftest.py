@@ -5,11 +5,16 @@ One thread per test process: small tensors gain nothing from more, and workers s
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from attn_surgery import SurgeryError
 
 torch.set_num_threads(1)
 
@@ -39,3 +44,29 @@ def _leave_to_slow(grid: list[pytest.Item]) -> None:
     kept = -(-len(grid) // mark.args[0])
     for item in mixed[kept:]:
         item.add_marker(pytest.mark.slow)
+
+
+TOO_OLD = "Python before 3.11 does not tell where in a line something is"
+
+
+@contextlib.contextmanager
+def _skipping_what_python_is_too_old_for() -> Iterator[None]:
+    """Skip a test of a host in which attention can be wrapped around an expression alone."""
+    try:
+        yield
+    except SurgeryError as error:
+        if sys.version_info < (3, 11) and TOO_OLD in str(error):
+            pytest.skip(TOO_OLD)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with _skipping_what_python_is_too_old_for():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with _skipping_what_python_is_too_old_for():
+        yield
