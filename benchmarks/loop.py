@@ -27,8 +27,9 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from attn_surgery.finetune.data.batches import Loading, Prepared, Splits
+from attn_surgery.finetune.data.batches import Loading, Prepared
 from attn_surgery.finetune.data.datasets import Source
+from attn_surgery.finetune.data.splits import Splits
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.loop import train_stage
 from attn_surgery.finetune.experiment.progress import Display
@@ -78,7 +79,7 @@ def ours(
     source = Source(TensorDataset(images, labels), 10)
     split = Prepared(source, lambda image, label: (image, label))
     shape = images.shape
-    splits = Splits(split, split, 10, (shape[1], shape[2], shape[3]))
+    splits = Splits(split, split, 10, (shape[1], shape[2], shape[3]), None, split)
     recipe = Recipe(Host("-"), Data(batch_size=batch), (STAGE,))
     task, loading = Classification(), Loading(batch)
     updates = len(split) // batch

@@ -31,7 +31,7 @@ def digest(tensor: Tensor) -> str:
         True
     """
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.blake2b(flat.numpy().tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(flat.numpy().data, digest_size=8).hexdigest()
 
 
 def text_digest(text: str) -> str:

@@ -11,7 +11,7 @@ from attn_surgery.host import unwrapped
 from attn_surgery.planning import Plan, Site
 from attn_surgery.rewriting import succession
 from attn_surgery.surgery.origin import origin_of, surgeries
-from attn_surgery.surgery.verbs import inserted
+from attn_surgery.surgery.verbs import attentions_among
 
 
 class Operated:
@@ -24,7 +24,9 @@ class Operated:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.attentions = inserted(model)
+        self._named = list(model.named_modules(remove_duplicate=False))
+        once = {module: path for path, module in reversed(self._named)}
+        self.attentions = attentions_among((path, each) for each, path in reversed(once.items()))
 
     @classmethod
     def within(cls, model: nn.Module) -> Operated:
@@ -79,7 +81,7 @@ class Operated:
     def _places(self) -> dict[nn.Module, list[str]]:
         """Every path to each attention: as in a state dict, one for each way there is."""
         found: dict[nn.Module, list[str]] = {each: [] for each in self.attentions.values()}
-        for path, module in self.model.named_modules(remove_duplicate=False):
+        for path, module in self._named:
             if module in found:
                 found[module].append(path)
         return found

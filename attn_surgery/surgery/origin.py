@@ -45,8 +45,8 @@ def remember(attention: nn.Module, origin: Origin) -> None:
     vars(attention)[_ORIGIN] = origin
 
 
-def check_none_is_lost(model: nn.Module) -> None:
-    """Refuse a model in which a module of torch's own took the place of one that ran attention.
+def check_none_is_lost(path: str, module: nn.Module) -> None:
+    """Refuse a module of torch's own that took the place of one that ran attention.
 
     So it is after ``SyncBatchNorm.convert_sync_batchnorm``, which makes a new norm, gives it the
     children of the old one, and runs none of them.
@@ -54,16 +54,15 @@ def check_none_is_lost(model: nn.Module) -> None:
     Raises:
         SurgeryError: It is so.
     """
-    for path, module in model.named_modules():
-        if alteration_of(module) is not None or not _runs_no_children(module):
-            continue
-        for name, child in module.named_children():
-            if origin_of(child) is not None:
-                raise SurgeryError(
-                    f"{path}.{name}: this attention does not run any more, as {path!r} was "
-                    f"replaced by a new {type(module).__name__}; convert the host first, then "
-                    "operate, then convert each of attn_surgery.inserted(model).values()"
-                )
+    if not _runs_no_children(module) or alteration_of(module) is not None:
+        return
+    for name, child in module.named_children():
+        if origin_of(child) is not None:
+            raise SurgeryError(
+                f"{path}.{name}: this attention does not run any more, as {path!r} was replaced "
+                f"by a new {type(module).__name__}; convert the host first, then operate, then "
+                "convert each of attn_surgery.inserted(model).values()"
+            )
 
 
 def _runs_no_children(module: nn.Module) -> bool:

@@ -53,7 +53,8 @@ def switch(model: T, path: str | Path) -> T:
     """
     operated = Operated.within(model)
     content, tensors = read(Path(path))
-    if _as_data(content.surgeries) == _as_data(operated.surgeries):
+    done = operated.surgeries
+    if content.surgeries == done or _as_data(content.surgeries) == _as_data(done):
         return _copy(model, operated, path, content, tensors)
     return _operate_anew(model, operated, path, tensors)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -182,8 +183,8 @@ def remove(model: nn.Module) -> nn.Module:
 
 
 def _restored(model: nn.Module) -> nn.Module:
-    check_none_is_lost(model)
-    for module in list(model.modules()):
+    for path, module in list(model.named_modules()):
+        check_none_is_lost(path, module)
         while names := slots(module):
             for name in names:
                 attention = module.get_submodule(name)
@@ -209,9 +210,16 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
         >>> list(attn_surgery.inserted(host))
         ['layer4.0.attn', 'layer4.1.attn']
     """
+    return attentions_among(model.named_modules())
+
+
+def attentions_among(named: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
+    """Return the attention modules that some modules hold, each of which is named once."""
     found = {}
-    check_none_is_lost(model)
-    for path, module in model.named_modules():
+    for path, module in named:
+        if not module._modules:
+            continue
+        check_none_is_lost(path, module)
         done = alteration_of(module)
         in_graph = graph_attentions(module) if is_graph_module(module) else ()
         for name in (*in_graph, *(done.attentions if done else ()), *slots(module)):

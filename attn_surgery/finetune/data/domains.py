@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import v2
+
+F: Any = v2.functional  # its annotations speak of tensors alone
 
 CONTRAST = 0.25
 """What is left of the contrast."""
