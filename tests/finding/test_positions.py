@@ -916,7 +916,7 @@ def test_generated(position: str, recipe: Recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("position", POSITIONS[1:])
-@settings(OFTEN, max_examples=2000, derandomize=False)
+@settings(OFTEN, max_examples=1000, derandomize=False)
 @given(recipe=recipes())
 def test_many_generated(position: str, recipe: Recipe):
     check(recipe, position)
