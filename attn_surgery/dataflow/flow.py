@@ -177,6 +177,8 @@ class Flow:
     @cached_property
     def known_calls(self) -> set[nn.Module | None]:
         """The modules that are called, but for those whose every call is one from nowhere."""
+        if not self.from_nowhere:
+            return set(self.call_counts)
         known = [node for node in self.nodes if node not in self.from_nowhere]
         making = {each for node in known for each in owner(node).lineage()}
         lost = {each for node in self.from_nowhere for each in owner(node).lineage()} - making

@@ -44,6 +44,8 @@ def changes_before_use(flow: Flow, value: fx.Node) -> list[fx.Node]:
     longer this one.
     """
     around = list(_aliased(flow, value))
+    if not around:
+        return []
     last = max((index(each) for each in _readers(flow, value)), default=0)
     return [
         node

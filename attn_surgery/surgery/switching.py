@@ -73,7 +73,7 @@ def _copy(
     check_needed(path, tensors, operated, host)
     found.check(path, content.host_digests, host)
     brought = {key: tensors[key] for key in tensors.keys() & host.keys()}
-    found.aside |= {k: host[k].detach().clone() for k in brought if k not in found.aside}
+    new = {k: host[k].detach().clone() for k in brought if k not in found.aside}
     written = {**_given_back(found, host), **brought}
 
     def exchange() -> T:
@@ -81,6 +81,7 @@ def _copy(
             attention.load_state_dict(_below(attention_path, tensors))
         if written:
             operated.model.load_state_dict(written, strict=False)
+        found.aside |= new
         found.keep(operated.attentions.values())
         return model
 

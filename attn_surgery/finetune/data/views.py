@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -92,7 +91,7 @@ def _write(split: Prepared, seeds: list[int | None], path: Path, targets: Path) 
     images.flush()
     del images
     partial.replace(path)
-    with contextlib.closing(partial.open("wb")) as file:
+    with partial.open("wb") as file:
         numpy.save(file, torch.cat(found)[: len(split)].numpy())
     partial.replace(targets)
 

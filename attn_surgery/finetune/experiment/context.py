@@ -119,16 +119,17 @@ class Context:
 
     def measure(self, model: nn.Module) -> Metrics:
         """Measure a model on the split that it does not learn from."""
-        classes, accelerator = self.splits.classes, self.accelerator
-        if not self.splits.domains:
-            split = self.splits.val
-            return measure(model, split, self.task, self.loading, classes, accelerator)
-        return mean_over(
-            {
-                name: measure(model, split, self.task, self.loading, classes, accelerator)
-                for name, split in self.splits.domains.items()
-            }
+        measured = functools.partial(
+            measure,
+            model,
+            task=self.task,
+            loading=self.loading,
+            classes=self.splits.classes,
+            accelerator=self.accelerator,
         )
+        if not self.splits.domains:
+            return measured(self.splits.val)
+        return mean_over({name: measured(each) for name, each in self.splits.domains.items()})
 
     def with_views(self) -> Context:
         """Return the same with the views of images, if the recipe wants some, from their files.

@@ -86,9 +86,18 @@ class Stage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the weights; keys that are younger than runs, only where they do."""
-        told = dataclasses.asdict(self)
-        return {key: value for key, value in told.items() if value != _YOUNGER.get(key)}
+        return without(_YOUNGER, dataclasses.asdict(self))
 
 
 _YOUNGER = {"head_lr_scale": 1.0, "norms_lr_scale": 1.0}
 """Keys that were not there when runs began that shall go on, and what they meant then."""
+
+
+def without(younger: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the keys that are younger than runs where they mean what was so before.
+
+    Example:
+        >>> without({"views": 0}, {"views": 0, "limit": 0})
+        {'limit': 0}
+    """
+    return {key: value for key, value in told.items() if value != younger.get(key)}

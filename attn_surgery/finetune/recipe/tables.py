@@ -18,7 +18,7 @@ from attn_surgery.finetune.recipe.controls import (
     stage_for,
     variant_of,
 )
-from attn_surgery.finetune.recipe.stages import Stage
+from attn_surgery.finetune.recipe.stages import Stage, without
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ class Data:
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the images; keys that are younger than runs, only where they do."""
         told = _plain(dataclasses.asdict(self))
-        places = {key: value for key, value in told.items() if key not in _PLACES}
-        return {key: value for key, value in places.items() if value != _YOUNGER.get(key)}
+        return without(_YOUNGER, {k: v for k, v in told.items() if k not in _PLACES})
 
 
 @dataclass(frozen=True)
