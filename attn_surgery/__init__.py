@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from attn_surgery.attention import available, register
     from attn_surgery.planning import Plan, Site
     from attn_surgery.reporting import Report, Row, report
+    from attn_surgery.suggesting import SiteScore, Suggestion, suggest
     from attn_surgery.surgery import (
         apply,
         compile_attention,
@@ -26,6 +27,8 @@ __all__ = [
     "Report",
     "Row",
     "Site",
+    "SiteScore",
+    "Suggestion",
     "SurgeryError",
     "apply",
     "available",
@@ -39,6 +42,7 @@ __all__ = [
     "remove",
     "report",
     "save",
+    "suggest",
     "switch",
 ]
 
@@ -50,6 +54,7 @@ __getattr__ = imported_when_asked(
         "finetune": [],
         "planning": ["Plan", "Site"],
         "reporting": ["Report", "Row", "report"],
+        "suggesting": ["SiteScore", "Suggestion", "suggest"],
         "surgery": ("apply compile_attention inserted load plan remove save switch".split()),
     },
 )

@@ -33,6 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_report(commands)
     _add_list(commands)
     _add_finetune(commands)
+    _add_suggest(commands)
     _add_evaluate(commands)
     return parser.parse_args(argv)
 
@@ -120,6 +121,46 @@ def _add_finetune(commands: Any) -> None:
         "finetune", help="train a host with attention, beside controls, by a recipe"
     )
     command.set_defaults(command="finetune")
+    _add_recipe(command)
+    command.add_argument("--seeds", type=int, metavar="N", help="how many seeds")
+    command.add_argument(
+        "--control",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="train the recipe's controls, too",
+    )
+    command.add_argument("--output", metavar="FOLDER", help="where everything is written")
+    command.add_argument("--check", action="store_true", help="check the recipe, and end")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_suggest(commands: Any) -> None:
+    command = commands.add_parser(
+        "suggest", help="show which sites of a recipe's host are worth an attention"
+    )
+    command.set_defaults(command="suggest")
+    _add_recipe(command)
+    command.add_argument(
+        "--attention", metavar="NAME", help=f"{ATTENTION_HELP}; default: those of the recipe"
+    )
+    command.add_argument(
+        "--budget",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=parse_setting,
+        metavar="THING=MOST",
+        help="what the sites may cost: sites=4, params=20000, bytes=..., macs=..., latency=1.05",
+    )
+    command.add_argument(
+        "--batches", type=int, default=20, metavar="N", help="how many to look at; default: 20"
+    )
+    command.add_argument("--output", metavar="FILE.json", help="save the plan, too")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    """Add the recipe, and ``--set``."""
     command.add_argument(
         "recipe",
         nargs="?",
@@ -134,16 +175,6 @@ def _add_finetune(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="change the recipe, as data.batch_size=32 or stages.0.lr=0.1",
     )
-    command.add_argument("--seeds", type=int, metavar="N", help="how many seeds")
-    command.add_argument(
-        "--control",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="train the recipe's controls, too",
-    )
-    command.add_argument("--output", metavar="FOLDER", help="where everything is written")
-    command.add_argument("--check", action="store_true", help="check the recipe, and end")
-    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from attn_surgery.finetune.recipe import Recipe, parse_recipe, read_recipe
     from attn_surgery.finetune.results import Outcome
     from attn_surgery.finetune.running import run_recipe
+    from attn_surgery.finetune.suggesting import suggest_for
     from attn_surgery.finetune.tasks import distillation_loss
     from attn_surgery.finetune.training import (
         freeze,
@@ -30,6 +31,7 @@ __all__ = [
     "read_recipe",
     "remeasure",
     "run_recipe",
+    "suggest_for",
     "thaw_norm_statistics",
 ]
 
@@ -41,6 +43,7 @@ __getattr__ = imported_when_asked(
         "recipe": ["Recipe", "parse_recipe", "read_recipe"],
         "results": ["Outcome"],
         "running": ["run_recipe"],
+        "suggesting": ["suggest_for"],
         "tasks": ["distillation_loss"],
         "training": [
             "freeze",

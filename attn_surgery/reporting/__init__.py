@@ -5,6 +5,7 @@ another format, as a picture. The catalogue does the same for the attentions alo
 """
 
 from attn_surgery.reporting.catalogue import catalogue, listing_table
+from attn_surgery.reporting.counting import count_work
 from attn_surgery.reporting.formats import render
 from attn_surgery.reporting.measuring import accelerator, checked_device, command, device_name
 from attn_surgery.reporting.plot import check_plot, plot
@@ -20,6 +21,7 @@ __all__ = [
     "check_plot",
     "checked_device",
     "command",
+    "count_work",
     "device_name",
     "listing_table",
     "plot",

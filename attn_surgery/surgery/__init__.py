@@ -7,6 +7,7 @@ origin, so that its surgery can be saved and done to a fresh host.
 
 from attn_surgery.surgery.compiled_attention import compile_attention
 from attn_surgery.surgery.loading import load
+from attn_surgery.surgery.origin import origin_of
 from attn_surgery.surgery.saving import save
 from attn_surgery.surgery.switching import switch
 from attn_surgery.surgery.verbs import apply, inserted, plan, remove
@@ -16,6 +17,7 @@ __all__ = [
     "compile_attention",
     "inserted",
     "load",
+    "origin_of",
     "plan",
     "remove",
     "save",

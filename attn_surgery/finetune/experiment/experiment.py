@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from attn_surgery.finetune.process import (
     read_json,
     write_json,
 )
-from attn_surgery.finetune.recipe import HOST, attention_of, is_control
+from attn_surgery.finetune.recipe import HOST, attention_of, is_control, variant_of
 from attn_surgery.finetune.training import teacher_of, trained_parameters
 from attn_surgery.host import read_weights
 
@@ -48,6 +49,22 @@ def run_experiment(context: Context) -> list[dict[str, Any]]:
     """
     read_by_first(context.accelerator, lambda: _begin(context))
     return [told for seed in context.recipe.seed_numbers for told in _seed(context, seed)]
+
+
+def host_with_head(context: Context, seed: int) -> nn.Module:
+    """Return the host of a seed with its head trained for the task, as the control ``head`` is.
+
+    Raises:
+        SurgeryError: Something cannot be done, or went wrong; what was saved is whole.
+        Interrupted: A signal asked to stop; what was done is saved.
+    """
+    start, host = _start(context, seed)
+    if not context.task.has_head:
+        return start
+    run = Run(context, variant_of("head"), seed, copy.deepcopy(start))
+    _variant(run, start, host)
+    start.load_state_dict(read_by_first(context.accelerator, lambda: _kept(run)))
+    return start
 
 
 def _begin(context: Context) -> None:
