@@ -21,6 +21,7 @@ NAMES = [
     "fashion_mnist",
     "imagenet_resnet50_cbam",
     "mixed_domains",
+    "mixed_domains_norms",
     "segmentation_deeplab",
 ]
 FOLDER = Path(attn_surgery.__file__).parents[1] / "recipes"
