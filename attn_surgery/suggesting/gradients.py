@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,6 @@ from attn_surgery.surgery import inserted
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """Of a model on a batch: a scalar tensor."""
-
-Weights = Mapping[str, Mapping[str, Tensor]]
-"""The path of each attention -> its state dict."""
 
 
 @dataclass
@@ -46,14 +43,9 @@ class Gradient:
         return torch.as_tensor(self.total / self.batches)
 
     @property
-    def mean_square(self) -> Tensor:
-        """Over the batches."""
-        return torch.as_tensor(self.squares / self.batches)
-
-    @property
     def noise(self) -> Tensor:
         """The variance of the mean, as batches differ."""
-        spread = (self.mean_square - self.mean.square()).clamp_min(0)
+        spread = (self.squares / self.batches - self.mean.square()).clamp_min(0)
         return spread / (self.batches - 1)
 
 
@@ -62,29 +54,26 @@ class Gradients:
     """What the loss said.
 
     Attributes:
-        by_path: The path of each attention -> its gradient, for each draw of its first weights.
+        by_path: The path of each attention -> its gradient.
         shapes: The path of each attention -> the shape of the first maps that it was given,
             ``(N, C, *spatial)``; none where it was given none.
         batches: How many batches there were.
         called: Positional and keyword arguments of the model's first call; None without one.
     """
 
-    by_path: Mapping[str, Sequence[Gradient]]
+    by_path: Mapping[str, Gradient]
     shapes: Mapping[str, tuple[int, ...]]
     batches: int
     called: tuple[tuple[Any, ...], dict[str, Any]] | None
 
 
-def gradients_of(
-    model: nn.Module, batches: Iterable[Any], loss: Loss, draws: Sequence[Weights]
-) -> Gradients:
+def gradients_of(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Gradients:
     """Take the gradient of every attention on each batch.
 
     Args:
         model: A host with attention, which nobody needs afterwards as it was.
         batches: What ``loss`` takes.
         loss: Of a model on a batch.
-        draws: Weights that the attentions may begin with: all are tried, on every batch.
 
     Raises:
         SurgeryError: There are fewer than two batches, or the loss is no number, or depends on no
@@ -94,16 +83,13 @@ def gradients_of(
     attentions = inserted(model)
     for each in attentions.values():
         each.requires_grad_(True)
-    found = {path: [Gradient() for _ in draws] for path in attentions}
+    found = {path: Gradient() for path in attentions}
     number = 0
     with _calls_of(model) as calls, _shapes_at(attentions) as shapes, torch.enable_grad():
         for batch in batches:
-            for i, weights in enumerate(draws):
-                for path, each in attentions.items():
-                    each.load_state_dict(weights[path])
-                _backward(loss(model, batch), number)
-                for path, each in attentions.items():
-                    found[path][i].add(_taken(each))
+            _backward(loss(model, batch), number)
+            for path, each in attentions.items():
+                found[path].add(_taken(each))
             number += 1
     if number < 2:
         raise SurgeryError(

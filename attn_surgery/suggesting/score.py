@@ -1,39 +1,24 @@
-"""What a gradient promises: how far the loss begins to fall when this attention alone is trained.
+"""What a gradient promises: how steeply the loss falls when this attention alone begins to learn.
 
-An optimizer that scales each parameter's step by its gradients, as Adam does (Kingma and Ba 2015,
-arXiv:1412.6980, section 2.1), moves it by ``rate * m / sqrt(v)``, where m is the gradient's mean
-over batches and v the mean of its square. To first order the loss falls by ``m * m / sqrt(v)`` for
-each, in units of the rate. What chance alone would give is taken off: the variance of m, from its
-square. An attention that draws its first weights is tried with several draws.
+That is the length of the gradient, and of its mean over batches: what differs from batch to batch
+cancels out. What is left of that by chance, the variance of the mean, is taken off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
-
 from attn_surgery.suggesting.gradients import Gradient
 
 
-def score_of(gradients: Sequence[Gradient]) -> float:
+def score_of(gradient: Gradient) -> float:
     """Return the promise of one attention, 0 where it is no more than noise.
-
-    Args:
-        gradients: One for each draw of its first weights.
 
     Example:
         >>> import torch
         >>> steady, noisy = Gradient(), Gradient()
         >>> for sign in (1.0, -1.0, 1.0, -1.0):
-        ...     steady.add(torch.tensor([3.0 + 0.1 * sign]))
-        ...     noisy.add(torch.tensor([sign]))
-        >>> round(score_of([steady]), 1), score_of([noisy])
-        (3.0, 0.0)
+        ...     steady.add(torch.tensor([3.0 + 0.1 * sign, 4.0]))
+        ...     noisy.add(torch.tensor([sign, 0.0]))
+        >>> round(score_of(steady), 2), score_of(noisy)
+        (5.0, 0.0)
     """
-    return max(0.0, fmean(map(_fall, gradients)))
-
-
-def _fall(gradient: Gradient) -> float:
-    size = gradient.mean_square.sqrt()
-    seen = size > 0
-    return ((gradient.mean.square() - gradient.noise)[seen] / size[seen]).sum().item()
+    return max(0.0, (gradient.mean.square() - gradient.noise).sum().item()) ** 0.5

@@ -12,17 +12,14 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.host import Input, floating_dtype, undisturbed_randomness
+from attn_surgery.host import Input, floating_dtype
 from attn_surgery.planning import Attention, Plan, Site
 from attn_surgery.reporting import count_work
 from attn_surgery.suggesting.budget import admitted, check_budget
-from attn_surgery.suggesting.gradients import Gradients, Loss, Weights, gradients_of
+from attn_surgery.suggesting.gradients import Gradients, Loss, gradients_of
 from attn_surgery.suggesting.score import score_of
 from attn_surgery.suggesting.suggestion import SiteScore, Suggestion
 from attn_surgery.surgery import apply, inserted, origin_of, plan
-
-_DRAWS = 4
-"""Of first weights: one alone tells less, as a few hidden units may see much or little."""
 
 _TIMED_FOR = 0.2
 """Seconds for each attention, where time is the budget."""
@@ -42,8 +39,7 @@ def suggest(
     A copy of the host gets attention everywhere, which changes nothing, and the loss says by its
     gradients over some batches how much each attention begins to gain:
     `attn_surgery.suggesting.score` says what a score is, ``benchmarks/results/suggest.md`` how well
-    it told what training gained. It takes four passes, forward and backward, over each batch, as
-    attention begins with weights that are drawn (one pass where they are not).
+    it told what training gained.
 
     Args:
         model: The host as it is to be adapted, its head trained for the task, and in the mode that
@@ -78,8 +74,8 @@ def suggest(
     check_budget(budget)
     limits = dict(budget or {})
     whole = plan(model, attention, **asked)
-    operated, draws = _drawn(model, attention, asked)
-    found = gradients_of(operated, batches, loss, draws)
+    operated = apply(copy.deepcopy(model), attention, **asked)
+    found = gradients_of(operated, batches, loss)
     timed, paths = "latency" in limits, _paths(operated)
     scores = [_scored(site, operated, paths[site], found, timed) for site in whole.sites]
     host_ms = _host_milliseconds(model, found) if timed else None
@@ -88,32 +84,6 @@ def suggest(
     numbers = _chosen(scores, limits)
     told = tuple(replace(each, is_chosen=i in numbers) for i, each in enumerate(scores))
     return Suggestion(told, _only(whole, numbers), found.batches, host_ms)
-
-
-def _drawn(
-    model: nn.Module, attention: Attention, asked: Mapping[str, Any]
-) -> tuple[nn.Module, list[Weights]]:
-    """Return a copy with attention, and weights that the attention may begin with."""
-    operated, draws = model, []
-    for seed in range(_DRAWS):
-        with undisturbed_randomness(seed=seed):
-            operated = apply(copy.deepcopy(model), attention, **asked)
-        weights = {
-            path: {name: value.clone() for name, value in each.state_dict().items()}
-            for path, each in inserted(operated).items()
-        }
-        if draws and _are_same(draws[-1], weights):
-            break
-        draws.append(weights)
-    return operated, draws
-
-
-def _are_same(some: Weights, others: Weights) -> bool:
-    return all(
-        torch.equal(value, others[path][name])
-        for path, weights in some.items()
-        for name, value in weights.items()
-    )
 
 
 def _paths(operated: nn.Module) -> dict[Site, str]:
