@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.host import Input, floating_dtype
+from attn_surgery.host import Input, floating_dtype, undisturbed_randomness
 from attn_surgery.planning import Attention, Plan, Site
 from attn_surgery.reporting import count_work
 from attn_surgery.suggesting.budget import admitted, check_budget
@@ -74,7 +74,8 @@ def suggest(
     check_budget(budget)
     limits = dict(budget or {})
     whole = plan(model, attention, **asked)
-    operated = apply(copy.deepcopy(model), attention, **asked)
+    with undisturbed_randomness(seed=0):  # for the same scores each time
+        operated = apply(copy.deepcopy(model), attention, **asked)
     found = gradients_of(operated, batches, loss)
     timed, paths = "latency" in limits, _paths(operated)
     scores = [_scored(site, operated, paths[site], found, timed) for site in whole.sites]

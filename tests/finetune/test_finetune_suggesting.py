@@ -112,6 +112,8 @@ image_size = 8
 batch_size = 32
 limit = 192
 val_limit = 96
+[[pretraining]]
+lr = 0.01
 [[stages]]
 trains = ["head", "attention"]
 lr = 0.01
@@ -122,7 +124,7 @@ lr = 0.01
 
 def test_the_command(file, tmp_path, capsys):
     saved = tmp_path / "plan.json"
-    words = ["suggest", str(file), "--batches", "2", "--budget", "sites=2", "--output", str(saved)]
+    words = ["suggest", str(file), "--batches", "6", "--budget", "sites=2", "--output", str(saved)]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert out.startswith("cbam\n    block ")
