@@ -114,7 +114,8 @@ def validated(host: str, attention: str, root: str, seeds: int) -> dict[str, Any
     plans = plans_of(suggestion, whole, built, attention)
     files = {}
     for name, each in plans.items():
-        file = folder / "plans" / attention / f"{name.replace(' ', '_')}.json"
+        told = f"{name} {digest(each)}" if each is suggestion.plan else name
+        file = folder / "plans" / attention / f"{told.replace(' ', '_')}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         each.save(file)
         files[name] = str(file)
@@ -148,6 +149,11 @@ def validated(host: str, attention: str, root: str, seeds: int) -> dict[str, Any
         },
         "environment": dict(outcome.environment),
     }
+
+
+def digest(each: Plan) -> str:
+    """Tell a plan from others: what is suggested is not always the same."""
+    return "_".join(site.block for site in each.sites)
 
 
 def correlation(a: Sequence[float], b: Sequence[float]) -> float:
