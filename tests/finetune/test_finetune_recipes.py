@@ -17,6 +17,7 @@ from attn_surgery.finetune.running import run_recipe
 NAMES = [
     "detection_fasterrcnn",
     "digits",
+    "digits_domains",
     "efficientnet_lite0_transfer",
     "fashion_mnist",
     "imagenet_resnet50_cbam",
