@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from attn_surgery.finetune.data.batches import Loading, Prepared
-from attn_surgery.finetune.data.datasets import Source
+from attn_surgery.finetune.data.source import Source
 from attn_surgery.finetune.data.splits import Splits
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.loop import train_stage

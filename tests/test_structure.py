@@ -43,6 +43,7 @@ ROOMS = [
     "finetune.tasks",
     "finetune.lite0",
     "finetune.small_resnet",
+    "finetune.small_restorer",
     "finetune.hosts",
     "finetune.training",
     "finetune.experiment",

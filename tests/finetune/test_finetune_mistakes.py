@@ -166,7 +166,7 @@ def test_sixteen_bits(tmp_path, channels):
 
 def test_pixels_without_a_range(tmp_path):
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "image.tiff")
-    from attn_surgery.finetune.data.datasets import as_mode
+    from attn_surgery.finetune.data.source import as_mode
 
     with Image.open(tmp_path / "image.tiff") as image, pytest.raises(SurgeryError, match="mode F"):
         as_mode(image, "L")

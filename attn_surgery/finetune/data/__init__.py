@@ -6,8 +6,8 @@ from attn_surgery.finetune.data.batches import (
     train_batches,
     val_batches,
 )
-from attn_surgery.finetune.data.datasets import as_mode
-from attn_surgery.finetune.data.domains import DOMAINS
+from attn_surgery.finetune.data.domains import DOMAINS, drawn_domain
+from attn_surgery.finetune.data.source import as_mode
 from attn_surgery.finetune.data.splits import Splits, open_data
 from attn_surgery.finetune.data.transforms import classification_transforms
 
@@ -18,6 +18,7 @@ __all__ = [
     "Splits",
     "as_mode",
     "classification_transforms",
+    "drawn_domain",
     "open_data",
     "train_batches",
     "val_batches",

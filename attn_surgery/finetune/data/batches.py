@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from attn_surgery.errors import SurgeryError, one_line
-from attn_surgery.finetune.data.datasets import Source
+from attn_surgery.finetune.data.source import Source
 from attn_surgery.finetune.process import seed_cpu
 
 Place = tuple[int, int]

@@ -15,6 +15,10 @@ CONTRAST = 0.25
 """What is left of the contrast."""
 NOISE = 0.25
 """Standard deviation, where black is 0 and white is 1."""
+STRONGEST_NOISE = 0.2
+"""Most of the standard deviation, where it is drawn."""
+GAIN, GAMMA, CAST = 1.0, 0.5, 0.3
+"""How many powers of two a recoloured image is off at most: all of it, its gamma, a channel."""
 BLUR = 0.05
 """Standard deviation of the Gaussian, of the shorter side."""
 
@@ -32,8 +36,28 @@ def _low_contrast(image: Image.Image) -> Image.Image:
 
 
 def _noisy(image: Image.Image) -> Image.Image:
-    pixels = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
-    return F.to_pil_image(F.gaussian_noise(pixels, sigma=NOISE, clip=True), image.mode)
+    return _image(F.gaussian_noise(_pixels(image), sigma=NOISE, clip=True), image.mode)
+
+
+def _grainy(image: Image.Image) -> Image.Image:
+    strength = STRONGEST_NOISE * float(torch.rand(()))
+    return _image(F.gaussian_noise(_pixels(image), sigma=strength, clip=True), image.mode)
+
+
+def _recoloured(image: Image.Image) -> Image.Image:
+    pixels = _pixels(image)
+    channels = len(pixels)
+    powers = 2 * torch.rand(2 + channels, 1, 1) - 1
+    gain = GAIN * powers[0] + CAST * (powers[2:] if channels > 1 else 0)
+    return _image((pixels**2 ** (GAMMA * powers[1]) * 2**gain).clamp(0, 1), image.mode)
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    return F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
+
+
+def _image(pixels: torch.Tensor, mode: str | None) -> Image.Image:
+    return F.to_pil_image(pixels, mode)
 
 
 def _blurred(image: Image.Image) -> Image.Image:
@@ -48,6 +72,8 @@ DOMAINS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "low_contrast": _low_contrast,
     "noisy": _noisy,
     "blurred": _blurred,
+    "grainy": _grainy,
+    "recoloured": _recoloured,
 }
 
 

@@ -13,7 +13,9 @@ from torch.utils.data import Dataset
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.data.batches import Place, Prepared
-from attn_surgery.finetune.data.datasets import Source, open_source, open_unlabelled
+from attn_surgery.finetune.data.datasets import open_source
+from attn_surgery.finetune.data.folders import open_unlabelled
+from attn_surgery.finetune.data.source import Source
 from attn_surgery.finetune.data.transforms import image_config
 from attn_surgery.finetune.data.views import Views, views_of
 from attn_surgery.finetune.recipe import Data
@@ -116,7 +118,7 @@ def open_data(data: Data, model: nn.Module | None, transforms: Transforms) -> Sp
         _classes(data, sources),
         tuple(config["input_size"]),
         unlabelled,
-        prepared(True) if domains else train,
+        prepared(True) if domains and data.task == "classification" else train,
         domains,
         {"data": data.to_dict(), "config": config},
     )
@@ -132,6 +134,8 @@ def _classes(data: Data, sources: Mapping[bool, Source]) -> int:
             f"and {measured.get(name)} of {data.val_split!r}"
         )
     known = sources[True].classes
+    if data.task == "restoration":
+        return 0
     if not data.classes and not known:
         raise SurgeryError(f"{data.name} does not say how many classes it has: give data.classes")
     if data.classes and data.classes < known and data.task == "classification":

@@ -12,8 +12,8 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from attn_surgery.errors import SurgeryError, nearest, one_line
-from attn_surgery.finetune.data.datasets import as_mode
 from attn_surgery.finetune.data.domains import drawn_domain
+from attn_surgery.finetune.data.source import as_mode
 from attn_surgery.finetune.recipe import Data
 
 

@@ -89,8 +89,13 @@ def _check_data(data: Data) -> None:
         check_choice("data.domains", name, tuple(DOMAINS))
     if len(set(data.domains)) < len(data.domains):
         raise SurgeryError(f"data.domains={list(data.domains)}: names must be unlike")
-    if data.task != "classification" and (data.domains or data.views):
-        raise SurgeryError("data.domains and data.views are for classification")
+    _check_number("data.repeats", data.repeats, at_least=1)
+    if data.views and data.task != "classification":
+        raise SurgeryError("data.views are for classification")
+    if data.domains and data.task not in {"classification", "restoration"}:
+        raise SurgeryError("data.domains are for classification and restoration")
+    if not data.domains and data.task == "restoration":
+        raise SurgeryError("data.domains say what is to be restored, as ['grainy', 'recoloured']")
 
 
 def _check_controls(recipe: Recipe) -> None:

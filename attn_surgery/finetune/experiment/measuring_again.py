@@ -14,6 +14,7 @@ from attn_surgery.finetune.experiment.run import Run
 from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.process import read_json
 from attn_surgery.finetune.recipe import HOST, override, parse_recipe
+from attn_surgery.finetune.tasks import unit_of
 from attn_surgery.host import load_weights
 
 
@@ -39,8 +40,9 @@ class Again:
         return self.recorded == self.measured
 
     def __str__(self) -> str:
-        told = "as recorded" if self.same else f"recorded: {100 * self.recorded:.2f}"
-        return f"{self.run}: {self.score} {100 * self.measured:.2f} % ({told})"
+        unit = unit_of(self.score)
+        told = "as recorded" if self.same else f"recorded: {unit.write(self.recorded)}"
+        return f"{self.run}: {self.score} {unit.write(self.measured)} {unit.name} ({told})"
 
 
 def remeasure(folder: Path, weights: str = "last", settings: Iterable[str] = ()) -> list[Again]:

@@ -68,8 +68,10 @@ class Data:
     Attributes:
         name: ``digits`` (scikit-learn's, 1,797 images), ``folder``, ``torchvision/CLASS`` or
             ``timm/NAME`` (what ``timm.data.create_dataset`` knows, as ``timm/hfds/cifar10``).
-        task: ``classification``, ``detection`` or ``segmentation``.
+        task: ``classification``, ``detection``, ``segmentation`` or ``restoration`` (of the images
+            themselves from what ``domains`` make of them).
         root: The folder; ``folder`` has one folder for each split in it, with one for each class.
+            Restoration takes all images of the split's folder, wherever in it.
         train_split: The split that is learned.
         val_split: The split that is measured.
         download: Whether the library may fetch what is missing.
@@ -85,10 +87,14 @@ class Data:
         train_transform: Keywords of ``timm.data.create_transform`` for training.
         val_transform: The same for measuring.
         unlabelled: A folder of images without labels, for distillation; "" for none.
+        repeats: How often an epoch has each image, and a measurement: as often it is cut, flipped
+            and damaged otherwise, as chance would have it. For few large images.
         domains: Kinds of images that the stages' come in, without the model being told: ``clean``,
-            ``inverted``, ``low_contrast``, ``noisy``, ``blurred``. One is drawn for each image that
-            is learned; what is measured is every image in each, and the score is the mean over
-            them. Pretraining learns from images as they are. For classification.
+            ``inverted``, ``low_contrast``, ``noisy``, ``blurred``, ``grainy`` (noise of a strength
+            that is drawn), ``recoloured`` (gain, gamma and the gain of each channel are drawn). One
+            is drawn for each image that is learned; what is measured is every image in each, and
+            the score is the mean over them. Pretraining of a classification learns from images as
+            they are. For classification and restoration.
         views: How many versions of each image are drawn by the training transform, once and for
             all, and kept in the output folder with those that are measured; 0 for new ones in
             every epoch. For classification.
@@ -109,6 +115,7 @@ class Data:
     limit: int = 0
     val_limit: int = 0
     held_out: int = 0
+    repeats: int = 1
     train_transform: Mapping[str, Any] = field(default_factory=dict)
     val_transform: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: str = ""
@@ -250,7 +257,7 @@ class Recipe:
 _PLACES = {"root", "workers", "download"}
 """Where data lies and who reads it changes no number."""
 
-_YOUNGER = {"domains": [], "views": 0, "held_out": 0}
+_YOUNGER = {"domains": [], "views": 0, "held_out": 0, "repeats": 1}
 """Keys of data that were not there when runs began that shall go on, and what they meant then."""
 
 _GIVEN = "given"

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from attn_surgery.finetune.process import need
 from attn_surgery.finetune.recipe import CONTROL
+from attn_surgery.finetune.tasks import PERCENT, Unit
 
 CONFIDENCE = 0.95
 FEWEST_PAIRS = 3
@@ -172,7 +173,7 @@ def holm(values: Sequence[float]) -> list[float]:
 # In words
 
 
-def comparison_table(comparisons: Sequence[Comparison], style: str) -> str:
+def comparison_table(comparisons: Sequence[Comparison], style: str, unit: Unit = PERCENT) -> str:
     """Return the table of all comparisons in one of tabulate's styles; "" where there are none."""
     if not comparisons:
         return ""
@@ -181,7 +182,7 @@ def comparison_table(comparisons: Sequence[Comparison], style: str) -> str:
             each.attention,
             each.control,
             str(each.difference.pairs),
-            interval(each.difference),
+            interval(each.difference, unit),
             probability(each.p),
             probability(each.holm),
         ]
@@ -192,17 +193,19 @@ def comparison_table(comparisons: Sequence[Comparison], style: str) -> str:
     return tabulate(rows, heads, style, disable_numparse=True)
 
 
-def interval(difference: Difference) -> str:
-    """Write a difference in percent, with its interval.
+def interval(difference: Difference, unit: Unit = PERCENT) -> str:
+    """Write a difference with its interval.
 
     Example:
         >>> interval(Difference(0.004, -0.001, 0.009, pairs=5))
         '+0.40 (-0.10 to +0.90)'
     """
     if difference.low is None or difference.high is None:
-        return f"{100 * difference.mean:+.2f}"
-    ends = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
-    return f"{100 * difference.mean:+.2f} ({ends})"
+        return unit.write(difference.mean, "+.2f")
+    mean, low, high = (
+        unit.write(each, "+.2f") for each in (difference.mean, difference.low, difference.high)
+    )
+    return f"{mean} ({low} to {high})"
 
 
 def probability(p: float | None) -> str:

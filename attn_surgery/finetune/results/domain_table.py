@@ -8,6 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from attn_surgery.finetune.tasks import unit_of
+
 
 def domain_table(runs: Sequence[Mapping[str, Any]], score: str, style: str = "simple") -> str:
     """Return the mean score over seeds, a row for each variant and a column for each domain.
@@ -27,7 +29,7 @@ def domain_table(runs: Sequence[Mapping[str, Any]], score: str, style: str = "si
         --------------  -------  -------
         se              90.00    50.00
     """
-    start = f"{score}/"
+    start, unit = f"{score}/", unit_of(score)
     columns = [key for key in runs[0]["score"] if key.startswith(start)] if runs else []
     if not columns:
         return ""
@@ -35,8 +37,8 @@ def domain_table(runs: Sequence[Mapping[str, Any]], score: str, style: str = "si
     for run in runs:
         scores.setdefault(run["identity"]["variant"], []).append(run["score"])
     rows = [
-        [variant, *(f"{100 * statistics.fmean(each[key] for each in own):.2f}" for key in columns)]
+        [variant, *(unit.write(statistics.fmean(each[key] for each in own)) for key in columns)]
         for variant, own in scores.items()
     ]
-    heads = [f"{score} (%)", *(key.removeprefix(start) for key in columns)]
+    heads = [f"{score} ({unit.name})", *(key.removeprefix(start) for key in columns)]
     return tabulate(rows, heads, style, disable_numparse=True)

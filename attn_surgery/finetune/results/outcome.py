@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from tabulate import tabulate
@@ -18,6 +19,7 @@ from attn_surgery.finetune.results.comparison import (
     interval,
 )
 from attn_surgery.finetune.results.domain_table import domain_table
+from attn_surgery.finetune.tasks import Unit, unit_of
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,12 @@ class Outcome:
 
     def tables(self, style: str = "simple") -> list[str]:
         """Return the table of the variants, and those of domains and comparisons, if there are."""
+        unit = unit_of(self.score)
         domains = domain_table(self.runs, self.score, style)
         return list(
-            filter(None, [self.table(style), domains, comparison_table(self.comparisons, style)])
+            filter(
+                None, [self.table(style), domains, comparison_table(self.comparisons, style, unit)]
+            )
         )
 
     def verdicts(self) -> list[str]:
@@ -244,11 +249,14 @@ def _line(
 def _columns(lines: Sequence[Line], score: str) -> dict[str, Callable[[Line], str]]:
     """Return the head of each column, and what writes a line's cell."""
     controls = {each.control for line in lines for each in line.comparisons}
-    difference = {"to control (95 %)": _difference} if controls == {CONTROL} else {}
+    unit = unit_of(score)
+    difference = (
+        {"to control (95 %)": partial(_difference, unit=unit)} if controls == {CONTROL} else {}
+    )
     return {
         "variant": _name,
-        f"{score} (%)": lambda line: f"{100 * line.mean:.2f}",
-        "sd over seeds": lambda line: _written(line.spread, "{:.2f}", 100),
+        f"{score} ({unit.name})": lambda line: unit.write(line.mean),
+        "sd over seeds": lambda line: _written(line.spread, "{:.2f}", unit.scale),
         **difference,
         "trained": lambda line: _written(line.trained_params, "{:,}"),
         "params added": lambda line: _written(line.costs.params, "{:+,}"),
@@ -265,8 +273,8 @@ def _name(line: Line) -> str:
     return f"{line.variant} {'before' if line.variant == HOST else 'after'}"
 
 
-def _difference(line: Line) -> str:
-    return "" if line.difference is None else interval(line.difference)
+def _difference(line: Line, unit: Unit) -> str:
+    return "" if line.difference is None else interval(line.difference, unit)
 
 
 def _written(value: float | None, form: str, scale: float = 1) -> str:

@@ -18,6 +18,7 @@ from attn_surgery.finetune.process import need, write_json
 from attn_surgery.finetune.recipe import CONTROL, HOST, Recipe
 from attn_surgery.finetune.results.comparison import Comparison
 from attn_surgery.finetune.results.outcome import Costs, Line, Outcome
+from attn_surgery.finetune.tasks import unit_of
 from attn_surgery.host import write_whole
 from attn_surgery.reporting import report
 
@@ -160,18 +161,21 @@ def _sites(lines: Sequence[Line]) -> str:
 def _picture(outcome: Outcome) -> bytes:
     """Draw the score after each epoch: the mean over seeds, and the range."""
     matplotlib: Any = need("matplotlib.figure")
+    unit = unit_of(outcome.score)
     figure = matplotlib.Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch after the surgery", ylabel=f"{outcome.score} (%)")
+    axes = figure.add_subplot(
+        xlabel="epoch after the surgery", ylabel=f"{outcome.score} ({unit.name})"
+    )
     for line in outcome.lines:
         curves = _curves(outcome.runs, line.variant, outcome.score)
         if line.variant == HOST:
-            axes.axhline(100 * line.mean, color="0.6", linestyle="--", label="host before")
+            axes.axhline(unit.scale * line.mean, color="0.6", linestyle="--", label="host before")
         elif curves:
             columns = list(zip(*curves, strict=False))  # by the clock, some seeds have more epochs
             epochs = _epochs(outcome.runs, line.variant)[: len(columns)]
-            means = [100 * statistics.fmean(column) for column in columns]
+            means = [unit.scale * statistics.fmean(column) for column in columns]
             (drawn,) = axes.plot(epochs, means, marker="o", label=line.variant)
-            ends = [[100 * f(column) for column in columns] for f in (min, max)]
+            ends = [[unit.scale * f(column) for column in columns] for f in (min, max)]
             axes.fill_between(epochs, *ends, color=drawn.get_color(), alpha=0.12)
     axes.legend()
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -30,8 +30,8 @@ class Segmentation:
 
     def transforms(self, data: Data, config: dict[str, Any], train: bool) -> Any:
         """Resize, flip and normalize image and mask together."""
-        _refuse_others("data.train_transform", data.train_transform, ("scale",))
-        _refuse_others("data.val_transform", data.val_transform)
+        refuse_others("data.train_transform", data.train_transform, ("scale",))
+        refuse_others("data.val_transform", data.val_transform)
         size = list(config["input_size"][1:])
         scale = data.train_transform.get("scale", [0.5, 1.0])
         resized = v2.RandomResizedCrop(size, scale, antialias=True) if train else v2.Resize(size)
@@ -83,7 +83,12 @@ class Segmentation:
         }
 
 
-def _refuse_others(name: str, given: Mapping[str, Any], accepted: tuple[str, ...] = ()) -> None:
+def refuse_others(name: str, given: Mapping[str, Any], accepted: tuple[str, ...] = ()) -> None:
+    """Refuse keywords of a transform that a task does not read.
+
+    Raises:
+        SurgeryError: There is one.
+    """
     for key in given:
         if key not in accepted:
             known = f"it takes {', '.join(accepted)}" if accepted else "it takes none here"
@@ -144,8 +149,8 @@ class Detection:
 
         Crowds and boxes without an area are not learned; what is measured on stays whole.
         """
-        _refuse_others("data.train_transform", data.train_transform)
-        _refuse_others("data.val_transform", data.val_transform)
+        refuse_others("data.train_transform", data.train_transform)
+        refuse_others("data.val_transform", data.val_transform)
         if data.image_size:
             raise SurgeryError("data.image_size: a detector has host.options.min_size for that")
         return _ImageAndBoxes(train)
