@@ -35,7 +35,15 @@ class Attributes:
 
 
 def refill(container: Any, content: Any) -> None:
-    """Let a container hold other things than it does, and nothing else."""
+    """Let a container hold other things than it does, and nothing else, interrupted or not."""
+    try:
+        _refill(container, content)
+    except BaseException:
+        _refill(container, content)
+        raise
+
+
+def _refill(container: Any, content: Any) -> None:
     container.clear()
     if isinstance(container, (dict, set)):
         container.update(content)
@@ -72,13 +80,15 @@ def in_mode(modules: list[nn.Module], training: bool) -> Iterator[None]:
     """Let every module see ``self.training`` as ``training``; afterwards each its own again."""
     # what is scripted keeps its mode elsewhere, and is not followed inside
     modes = [(vars(module), module.training) for module in modules if "training" in vars(module)]
-    try:
+
+    def put_back() -> None:
+        for own, mode in modes:
+            own["training"] = mode
+
+    with put_back_afterwards(put_back):
         for own, _ in modes:
             own["training"] = training
         yield
-    finally:
-        for own, mode in modes:
-            own["training"] = mode
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from attn_surgery.host import put_back_afterwards
 from attn_surgery.rewriting.derived_classes import rebased
 from attn_surgery.rewriting.insertion import Insertion
 from attn_surgery.rewriting.replaced_modules import all_replaced, back_for_a_while, in_order
@@ -83,17 +84,19 @@ def as_host(module: nn.Module) -> Iterator[None]:
 def in_host_class(module: nn.Module, done: Alteration) -> Iterator[None]:
     """Give an operated module its host's class and forward for a while."""
     operated, own = type(module), vars(module)
-    patched = own.pop(HOST_FORWARD, None)
-    try:
-        if patched is not None:
-            own["forward"] = patched
-        set_class(module, host_class(module, done))
-        yield
-    finally:
+    patched = own.get(HOST_FORWARD)
+
+    def put_back() -> None:
         set_class(module, operated)
         if patched is not None:
             own.pop("forward", None)
             own[HOST_FORWARD] = patched
+
+    with put_back_afterwards(put_back):
+        if patched is not None:
+            own["forward"] = own.pop(HOST_FORWARD)
+        set_class(module, host_class(module, done))
+        yield
 
 
 @contextmanager
@@ -101,13 +104,15 @@ def _apart(module: nn.Module, names: list[str]) -> Iterator[None]:
     """Hold the children of these names out of the module for a while."""
     children = module._modules
     before = dict(children)
-    try:
+    held = {name: before[name] for name in names}
+
+    def put_back() -> None:
+        in_order(children, list(before), {**children, **held})
+
+    with put_back_afterwards(put_back):
         for name in names:
             del children[name]
         yield
-    finally:
-        held = {name: before[name] for name in names}
-        in_order(children, list(before), {**children, **held})
 
 
 def twin(module: nn.Module, done: Alteration) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from attn_surgery.host import put_back_afterwards
 from attn_surgery.rewriting.wrapped_source import Expression, Wrapping, wrapped
 
 Values = dict[Expression, list[str]]
@@ -47,13 +48,15 @@ def values_read(
         instead[name] = types.MethodType(wrapped(methods[name], several), block)
     own = vars(block)
     before = {name: own[name] for name in instead if name in own}
-    own.update(instead)
-    try:
-        yield read
-    finally:
+
+    def put_back() -> None:
         for name in instead:
-            del own[name]
+            own.pop(name, None)
         own.update(before)
+
+    with put_back_afterwards(put_back):
+        own.update(instead)
+        yield read
 
 
 def _reader(read: dict[fx.Graph, Values], expression: Expression) -> Callable[[Any], Any]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from attn_surgery.host import put_back_afterwards, refill
+
 _REPLACED = "_stands_for"
 """Where an attention keeps it: no child, so that it is neither trained nor saved with the host."""
 
@@ -88,7 +90,7 @@ def take_out(holder: nn.Module, replaced: Replaced) -> None:
     """Take the modules out of ``holder``."""
     for path in replaced.modules:
         parent, _, name = path.rpartition(".")
-        del holder.get_submodule(parent)._modules[name]
+        holder.get_submodule(parent)._modules.pop(name, None)
 
 
 def put_back(holder: nn.Module, replaced: Replaced, attention: nn.Module) -> None:
@@ -113,20 +115,21 @@ def in_order(
 ) -> None:
     """Let ``children`` hold what is given, first those of these names, in this order."""
     ordered = {name: now[name] for name in names if name in now}
-    children.clear()
-    children.update({**ordered, **{n: each for n, each in now.items() if n not in ordered}})
+    refill(children, {**ordered, **{n: each for n, each in now.items() if n not in ordered}})
 
 
 @contextmanager
 def back_for_a_while(holder: nn.Module, found: list[Replaced]) -> Iterator[None]:
     """Hold the modules as before, as the host's own forward expects it."""
-    try:
+
+    def take_all_out() -> None:
+        for replaced in found:
+            take_out(holder, replaced)
+
+    with put_back_afterwards(take_all_out):
         for replaced in found:
             for path, module in replaced.modules.items():
                 parent, _, name = path.rpartition(".")
                 holder.get_submodule(parent)._modules[name] = module
             _order(holder, replaced)
         yield
-    finally:
-        for replaced in found:
-            take_out(holder, replaced)

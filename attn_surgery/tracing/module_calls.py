@@ -66,11 +66,14 @@ _remembered: dict[object, Any] = {}
 @contextmanager
 def at_work(tracer: Any) -> Iterator[None]:
     """Let the tracer be the one that is told."""
-    before, _at_work.tracer = _at_work.tracer, tracer
-    try:
-        yield
-    finally:
+    before = _at_work.tracer
+
+    def put_back() -> None:
         _at_work.tracer = before
+
+    with put_back_afterwards(put_back):
+        _at_work.tracer = tracer
+        yield
 
 
 _PATCHED = "__fx_already_patched"

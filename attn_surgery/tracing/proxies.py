@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 from torch.nn.modules.conv import _ConvNd
 
-from attn_surgery.host import entry_name, steps_from
+from attn_surgery.host import entry_name, put_back_afterwards, refill, steps_from
 
 
 class Value(fx.Proxy):
@@ -219,15 +219,16 @@ def listings_noted(tracer: Any, module: nn.Module) -> Iterator[None]:
     noted = _Noted(children)
     noted.tracer = tracer
     tracer.tensor_names  # what the tracer itself lists has to be listed before  # noqa: B018
-    try:
-        vars(module)["_modules"] = noted
-        yield
-    finally:
+
+    def put_back() -> None:
         vars(module)["_modules"] = children
         now = dict(dict.items(noted))
         if list(now.items()) != list(children.items()):  # a write, to be noticed as any other
-            children.clear()
-            children.update(now)
+            refill(children, now)
+
+    with put_back_afterwards(put_back):
+        vars(module)["_modules"] = noted
+        yield
 
 
 class _Noted(dict[str, Any]):

@@ -94,15 +94,13 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
     with _prepared(tracer, modules, own, training):
         tracer.before = {each: Attributes(each) for each in own}
         reachable = remembered(ReachableState, ReachableState).of(own)
-        try:
-            with _noted(tracer):
-                graph = tracer.trace(root)
-        except Exception as error:
-            if is_exhausted(error):
-                raise
-            graph = one_line(error)
-        finally:
-            wrote = [before.restore() for before in (*tracer.before.values(), reachable)]
+        wrote: list[bool] = []
+
+        def put_back() -> None:
+            wrote.extend(before.restore() for before in (*tracer.before.values(), reachable))
+
+        with put_back_afterwards(put_back):
+            graph = _graph(tracer)
     if isinstance(graph, str):
         return graph
     output = graph.output_node()
@@ -122,6 +120,17 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         lists_children=tracer.lists_children,
         foreign=frozenset(tracer.foreign.names),
     )
+
+
+def _graph(tracer: Tracer) -> fx.Graph | str:
+    """Return the graph of the root, or why it could not be followed."""
+    try:
+        with _noted(tracer):
+            return tracer.trace(tracer.root_call.module)
+    except Exception as error:
+        if is_exhausted(error):
+            raise
+        return one_line(error)
 
 
 def _noted(tracer: Tracer) -> AbstractContextManager[None]:
