@@ -102,6 +102,17 @@ def _add_measuring(group: Any) -> None:
 
 def _add_output(group: Any) -> None:
     group.add_argument("--format", choices=FORMATS, default="table", help="default: table")
+    group.add_argument(
+        "--wide", action="store_true", help="show all columns, not only those that fit"
+    )
+    group.add_argument(
+        "--columns",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="show these: sites params macs elementwise moved saved latency quartiles percentiles "
+        "added ratio throughput memory",
+    )
     group.add_argument("--output", type=Path, metavar="FILE", help="write there, do not print")
     group.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw added latency against parameters"

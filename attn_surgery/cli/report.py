@@ -1,6 +1,7 @@
 """``attn-surgery report``."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +12,11 @@ from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.host import Input, load_model, parse_input
 from attn_surgery.planning import parse_attention
 from attn_surgery.reporting import (
+    WIDTH,
     Report,
     Row,
     accelerator,
+    check_columns,
     check_plot,
     checked_device,
     plot,
@@ -26,6 +29,7 @@ _CONDITIONS = ("batch_size", "dtype", "autocast", "channels_last", "graph", "thr
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the report that the words ask for."""
+    check_columns(arguments.columns or ())
     keywords = _keywords(arguments)
     _check_files(arguments)
     parts: list[Report] = []
@@ -96,6 +100,15 @@ def _reason(row: Row, hosts: Sequence[Row]) -> str:
     return f"{row.model}: {row.error}" if len(hosts) > 1 else str(row.error)
 
 
+def _width(arguments: argparse.Namespace) -> int | None:
+    """Return how wide a table may be: as the terminal is, where that is narrow."""
+    if arguments.wide:
+        return None
+    if arguments.output is not None or not sys.stdout.isatty():
+        return WIDTH
+    return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
 # Files
 
 
@@ -111,7 +124,8 @@ def _check_files(arguments: argparse.Namespace) -> None:
 
 
 def _write(result: Report, arguments: argparse.Namespace) -> None:
-    text = render(result, "json" if arguments.json else arguments.format)
+    form = "json" if arguments.json else arguments.format
+    text = render(result, form, arguments.columns or (), _width(arguments))
     if arguments.output is None:
         sys.stdout.write(f"{text}\n")
     else:

@@ -10,14 +10,16 @@ from attn_surgery.reporting.formats import render
 from attn_surgery.reporting.measuring import accelerator, checked_device, command, device_name
 from attn_surgery.reporting.plot import check_plot, plot
 from attn_surgery.reporting.report import report
-from attn_surgery.reporting.result import Report
+from attn_surgery.reporting.result import WIDTH, Report, check_columns
 from attn_surgery.reporting.rows import Row
 
 __all__ = [
+    "WIDTH",
     "Report",
     "Row",
     "accelerator",
     "catalogue",
+    "check_columns",
     "check_plot",
     "checked_device",
     "command",

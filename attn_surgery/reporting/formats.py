@@ -15,17 +15,23 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from attn_surgery.errors import check_choice
-from attn_surgery.reporting.result import Report
+from attn_surgery.reporting.result import WIDTH, Report
 from attn_surgery.reporting.rows import Row
 
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 
-def render(report: Report, form: str = "table") -> str:
-    """Write a report in one of `FORMATS`.
+def render(
+    report: Report,
+    form: str = "table",
+    columns: Sequence[str] = (),
+    width: int | None = WIDTH,
+) -> str:
+    """Write a report in one of `FORMATS`; columns and width are those of a ``table``.
 
     Raises:
         SurgeryError: There is no such format.
@@ -44,7 +50,7 @@ def render(report: Report, form: str = "table") -> str:
         return _latex(report)
     if form == "markdown":
         return _markdown(report)
-    return str(report)
+    return report.text(columns, width)
 
 
 def _csv(report: Report) -> str:

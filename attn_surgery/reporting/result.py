@@ -1,19 +1,26 @@
 """The report: rows of costs, and what has to be said about them."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from attn_surgery.errors import check_choice
 from attn_surgery.reporting.rows import Row, Samples, SiteCost
 from attn_surgery.reporting.tables import (
     CLOCKS,
+    EVERYTHING,
+    GROUPS,
     NOISE,
+    Shown,
     count_table,
     sites_table,
     time_table,
     variants,
 )
+
+WIDTH = 100
+"""Characters that a report is wide at most, unless it is asked to be wider."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +75,41 @@ class Report:
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, style: str = "simple") -> str:
-        """Return the tables in one of tabulate's styles, with all that has to be said about them.
+    def text(self, columns: Sequence[str] = (), width: int | None = WIDTH) -> str:
+        """Return the tables, with all that has to be said about them.
+
+        Args:
+            columns: Groups of columns to show; by default those that decide, as many as fit.
+            width: How many characters a table may be wide; None shows all columns. (The breakdown
+                by block has all of its own.)
+
+        Raises:
+            SurgeryError: There is no such group.
 
         Example:
-            >>> print(Report((Row("net", None, 0, 1_000_000, None),)).text("pipe"))
-            | model   |   params (M) |
-            |:--------|-------------:|
-            | net     |        1.000 |
+            >>> print(Report((Row("net", None, 0, 1_000_000, 2_000_000_000),)).text(["macs"]))
+            model      MACs (G)
+            -------  ----------
+            net          2.0000
         """
-        return "\n\n".join([*self.tables(style), *filter(None, ["\n".join(self.remarks())])])
+        check_columns(columns)
+        drawn = list(self._drawn("simple", Shown(tuple(columns), width)))
+        left_out = [group for _, groups in drawn for group in groups]
+        told = [_LEFT_OUT.format(width, ", ".join(dict.fromkeys(left_out)))] if left_out else []
+        remarks = "\n".join([*told, *self.remarks()])
+        return "\n\n".join(filter(None, [*(table for table, _ in drawn), remarks]))
 
     def tables(self, style: str) -> list[str]:
-        """Return the tables alone: what was counted, what was measured, and the sites."""
-        timed = [time_table(self.rows, clock, style) for clock in CLOCKS]
-        sites = sites_table(self.per_site, style) if self.per_site else ""
-        return [table for table in (count_table(self.rows, style), *timed, sites) if table]
+        """Return the tables alone, whole, in one of tabulate's styles."""
+        return [table for table, _ in self._drawn(style, EVERYTHING) if table]
+
+    def _drawn(self, style: str, shown: Shown) -> Iterator[tuple[str, list[str]]]:
+        """Yield what was counted, what was measured, and the sites, each with what did not fit."""
+        yield count_table(self.rows, style, shown)
+        for clock in CLOCKS:
+            yield time_table(self.rows, clock, style, shown)
+        if self.per_site:
+            yield sites_table(self.per_site, style), []
 
     def remarks(self) -> list[str]:
         """Return what has to be said below the tables, a line each."""
@@ -126,10 +152,21 @@ class Report:
         return [line for line, is_said in lines.items() if is_said]
 
 
+def check_columns(columns: Sequence[str]) -> None:
+    """Refuse a group of columns that there is not.
+
+    Raises:
+        SurgeryError: There is one.
+    """
+    for each in columns:
+        check_choice("columns", each, GROUPS)
+
+
 def _without_empty_times(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "times" or value}
 
 
+_LEFT_OUT = "left out to fit {} characters: {}; --wide, or text(width=None), shows all"
 _CLOCKS = (
     "wall clock: the host's, the device waited for at both ends, so that the gaps between launches "
     "count; device: between events on it, everything queued before it begins"

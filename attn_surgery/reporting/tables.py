@@ -17,49 +17,97 @@ _Cell = Callable[[Row, Row | None], str]
 
 @dataclass(frozen=True)
 class _Column:
-    """One column: its head, and its text for a row and its host (None for a host itself)."""
+    """One column: its head, and its text for a row and its host (None for a host itself).
+
+    Columns of one group are shown, or left out, together.
+    """
 
     head: str
     cell: _Cell
+    group: str = ""
     align: str = "right"
 
 
-def count_table(rows: Sequence[Row], style: str = "simple") -> str:
-    """Return the table of what was counted.
+@dataclass(frozen=True)
+class Shown:
+    """Which columns are shown.
+
+    Attributes:
+        groups: Those of these groups, from `GROUPS`; by default all.
+        width: How wide a table may be, in characters: groups are left out, the last of `GROUPS`
+            first, until it fits. By default it may be as wide as it is.
+    """
+
+    groups: tuple[str, ...] = ()
+    width: int | None = None
+
+
+EVERYTHING = Shown()
+GROUPS = (
+    *("ratio", "latency", "params", "macs", "sites", "added", "saved", "throughput", "memory"),
+    *("moved", "quartiles", "elementwise", "percentiles"),
+)
+"""The groups of columns, those that decide first."""
+
+
+def count_table(
+    rows: Sequence[Row], style: str = "simple", shown: Shown = EVERYTHING
+) -> tuple[str, list[str]]:
+    """Return the table of what was counted, and the groups that did not fit into it.
 
     Args:
         rows: Every host's row before those of its variants.
         style: One of tabulate's.
+        shown: Which columns.
 
     Example:
         >>> rows = [Row("net", None, 0, 10**6, 10**9), Row("net", "se", 1, 2 * 10**6, None)]
-        >>> print(count_table(rows))
+        >>> table, left_out = count_table(rows)
+        >>> print(table)
         model    attention      sites    params (M)       added    added %    MACs (G)
         -------  -----------  -------  ------------  ----------  ---------  ----------
         net      -                  -         1.000                             1.0000
         net      se                 1         2.000  +1,000,000    +100.00           -
     """
-    return _table(rows, [*_NAMES, *_COUNTS], style)
+    return _table(rows, _COUNTS, style, shown)
 
 
-def time_table(rows: Sequence[Row], clock: str = WALL, style: str = "simple") -> str:
-    """Return the table of what one clock said; "" if it was not asked."""
+def time_table(
+    rows: Sequence[Row], clock: str = WALL, style: str = "simple", shown: Shown = EVERYTHING
+) -> tuple[str, list[str]]:
+    """Return the table of what one clock said, and what did not fit; "" if it was not asked."""
     if all(row.by(clock) is None and row.by(clock, train=True) is None for row in rows):
-        return ""
+        return "", []
     columns = [column for train in (False, True) for column in _timed(clock, train=train)]
-    return _table(rows, [*_NAMES, *columns], style)
+    return _table(rows, columns, style, shown)
 
 
-def _table(rows: Sequence[Row], columns: Sequence[_Column], style: str) -> str:
+def _table(
+    rows: Sequence[Row], columns: Sequence[_Column], style: str, shown: Shown
+) -> tuple[str, list[str]]:
     pairs = list(_pairs(rows))
-    drawn = [(column, [column.cell(*pair) for pair in pairs]) for column in columns]
+    asked = [each for each in columns if not shown.groups or each.group in shown.groups]
+    drawn = [(column, [column.cell(*pair) for pair in pairs]) for column in (*_NAMES, *asked)]
     kept = [(column, cells) for column, cells in drawn if set(cells) - {"", "-"}]
-    return _draw(
-        [column.head for column, _ in kept],
-        list(zip(*(cells for _, cells in kept), strict=True)),
-        [column.align for column, _ in kept],
-        style,
-    )
+    if all(not column.group for column, _ in kept):
+        return "", []
+    left_out: list[str] = []
+    while True:
+        table = _draw(
+            [column.head for column, _ in kept],
+            list(zip(*(cells for _, cells in kept), strict=True)),
+            [column.align for column, _ in kept],
+            style,
+        )
+        groups = {column.group for column, _ in kept} - {""}
+        if shown.width is None or shown.groups or len(groups) < 2 or _width(table) <= shown.width:
+            return table, left_out
+        left_out.append(max(groups, key=GROUPS.index))
+        kept = [each for each in kept if each[0].group != left_out[-1]]
+
+
+def _width(table: str) -> int:
+    return max(map(len, table.splitlines()))
 
 
 def sites_table(costs: Sequence[SiteCost], style: str = "simple") -> str:
@@ -163,18 +211,22 @@ def _timed(clock: str, *, train: bool) -> list[_Column]:
         _Column(
             f"{CLOCKS[clock]} {'train step' if train else 'latency'} (median ms)",
             of(lambda times: _joined(times.latency_ms)),
+            "latency",
         ),
         _Column(
             "quartiles (ms)",
             of(lambda times: _joined(times.latency_q1_ms, times.latency_q3_ms, by=" to ")),
+            "quartiles",
         ),
         _Column(
-            "p90, p99 (ms)", of(lambda times: _joined(times.latency_p90_ms, times.latency_p99_ms))
+            "p90, p99 (ms)",
+            of(lambda times: _joined(times.latency_p90_ms, times.latency_p99_ms)),
+            "percentiles",
         ),
-        _Column("added (ms)", of(_slower, hosts=False)),
-        _Column("ratio to host (95 %)", of(_ratio, hosts=False)),
-        _Column("inputs/s", of(lambda times: _joined(times.throughput, digits=1))),
-        *([_Column("peak memory (MB)", _number(memory, 1e6, 1))] if clock == WALL else []),
+        _Column("added (ms)", of(_slower, hosts=False), "added"),
+        _Column("ratio to host (95 %)", of(_ratio, hosts=False), "ratio"),
+        _Column("inputs/s", of(lambda times: _joined(times.throughput, digits=1)), "throughput"),
+        *([_Column("peak memory (MB)", _number(memory, 1e6, 1), "memory")] * (clock == WALL)),
     ]
 
 
@@ -195,21 +247,21 @@ def _ratio(times: Times) -> str:
 
 
 _NAMES = [
-    _Column("model", lambda row, host: row.model, "left"),
-    _Column("attention", lambda row, host: row.attention or "-", "left"),
+    _Column("model", lambda row, host: row.model, align="left"),
+    _Column("attention", lambda row, host: row.attention or "-", align="left"),
 ]
 
 _COUNTS = [
-    _Column("sites", lambda row, host: "-" if row.attention is None else str(row.sites)),
-    _Column("params (M)", _number("params", 1e6, 3)),
-    _Column("added", _added("params")),
-    _Column("added %", _percent("params")),
-    _Column("MACs (G)", _number("macs", 1e9, 4)),
-    _Column("added %", _percent("macs")),
-    _Column("elementwise (M op)", _number("elementwise_ops", 1e6, 2)),
-    _Column("added %", _percent("elementwise_ops")),
-    _Column("moved (MB)", _number("bytes_moved", 1e6, 1)),
-    _Column("added %", _percent("bytes_moved")),
-    _Column("saved (MB)", _number("saved_bytes", 1e6, 1)),
-    _Column("added %", _percent("saved_bytes")),
+    _Column("sites", lambda row, host: "-" if row.attention is None else str(row.sites), "sites"),
+    _Column("params (M)", _number("params", 1e6, 3), "params"),
+    _Column("added", _added("params"), "params"),
+    _Column("added %", _percent("params"), "params"),
+    _Column("MACs (G)", _number("macs", 1e9, 4), "macs"),
+    _Column("added %", _percent("macs"), "macs"),
+    _Column("elementwise (M op)", _number("elementwise_ops", 1e6, 2), "elementwise"),
+    _Column("added %", _percent("elementwise_ops"), "elementwise"),
+    _Column("moved (MB)", _number("bytes_moved", 1e6, 1), "moved"),
+    _Column("added %", _percent("bytes_moved"), "moved"),
+    _Column("saved (MB)", _number("saved_bytes", 1e6, 1), "saved"),
+    _Column("added %", _percent("saved_bytes"), "saved"),
 ]

@@ -232,7 +232,7 @@ def test_latex_is_read_back(capsys):
 
 
 def test_table_has_units(capsys):
-    _, out, _ = report(capsys, *SMALL, "--per-site")
+    _, out, _ = report(capsys, *SMALL, "--per-site", "--wide")
     head = out.splitlines()[0]
     for unit in ("params (M)", "MACs (G)", "elementwise (M op)", "moved (MB)", "saved (MB)"):
         assert unit in head

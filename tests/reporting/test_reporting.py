@@ -288,7 +288,7 @@ def timed(ratio, low, high, attention: str | None = "se"):
 
 def test_a_difference_within_noise_is_marked_and_not_printed():
     host = timed(1.0, 1.0, 1.0, attention=None)
-    text = str(Report((host, timed(1.234, 1.1, 1.3), timed(1.012, 0.99, 1.03))))
+    text = Report((host, timed(1.234, 1.1, 1.3), timed(1.012, 0.99, 1.03))).text(width=None)
     told, noise = [line for line in text.splitlines() if "9.00 to 11.00" in line][1:]
     assert "+2.34" in told
     assert "1.234 (1.100 to 1.300)" in told
