@@ -1,5 +1,11 @@
 """Added latency against added parameters, as a picture."""
 
+from __future__ import annotations
+
+import importlib
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +13,54 @@ from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.reporting.result import Report
 from attn_surgery.reporting.rows import Row
 
-Point = tuple[str, float, float, float, float]
-"""Title, added parameters, added ms, and the ends of the error bar below and above it."""
+ROOM = 0.3
+"""How much of the medians' range is left free below and above them."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One attention.
+
+    Attributes:
+        title: What it is called.
+        params: Parameters added, in millions.
+        added: Latency added, in milliseconds.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+
+    title: str
+    params: float
+    added: float
+    low: float
+    high: float
 
 
 def plot(report: Report, path: str | Path) -> None:
     """Draw one point for each attention, with the 95 % interval of its ratio, to an image file.
+
+    A line joins those to which no other is preferable in both. An interval that is so long that the
+    others could not be told apart is cut off, with an arrow.
 
     Args:
         report: Measured.
         path: The file; its ending says the format.
 
     Raises:
-        SurgeryError: Matplotlib is not installed, nothing was measured, or the file cannot be
-            written.
+        SurgeryError: Matplotlib or adjustText is not installed, nothing was measured, or the file
+            cannot be written.
+    """
+    try:
+        drawn(report).savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise SurgeryError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def drawn(report: Report) -> Any:
+    """Return the figure.
+
+    Raises:
+        SurgeryError: As `plot` does.
     """
     points = _points(report)
     if not points:
@@ -31,15 +71,74 @@ def plot(report: Report, path: str | Path) -> None:
         ylabel="added latency (ms, median of paired differences)",
         title=_title(report),
     )
-    for title, params, added, below, above in points:
-        axes.errorbar(params / 1e6, added, yerr=[[below], [above]], fmt="o", capsize=3)
-        axes.annotate(title, (params / 1e6, added), xytext=(6, 4), textcoords="offset points")
+    low, high = _limits(points)
+    axes.set_ylim(low, high)
     axes.axhline(0, color="0.7", linewidth=0.8)
-    axes.margins(x=0.25, y=0.15)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise SurgeryError(f"cannot write {path}: {one_line(error)}") from error
+    best = frontier(points)
+    axes.plot(
+        [each.params for each in best],
+        [each.added for each in best],
+        color="0.8",
+        linewidth=1.5,
+        zorder=0,
+        label="none is cheaper in both",
+    )
+    for each in points:
+        _draw(axes, each, low, high)
+    axes.margins(x=0.15)
+    axes.legend(loc="best", frameon=False)
+    _label(figure, axes, points)
+    return figure
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Return those to which no other is preferable: with as few parameters, as fast, and not both.
+
+    Example:
+        >>> a, b, c = (Point(n, x, y, y, y) for n, x, y in (("a", 1, 3), ("b", 2, 1), ("c", 3, 2)))
+        >>> [each.title for each in frontier([c, b, a])]
+        ['a', 'b']
+    """
+    best: list[Point] = []
+    for each in sorted(points, key=lambda point: (point.params, point.added)):
+        if not best or each.added < best[-1].added:
+            best.append(each)
+    return best
+
+
+def _limits(points: Sequence[Point]) -> tuple[float, float]:
+    """Return what the axis of latencies shows: 0, all medians, and what fits of the intervals."""
+    medians = [0.0, *(each.added for each in points)]
+    least, most = min(medians), max(medians)
+    usual = statistics.median(each.high - each.low for each in points)
+    room = max(ROOM * (most - least), usual, 1e-6)
+    low = max(least - room, min(least, *(each.low for each in points)) - 0.1 * room)
+    high = min(most + room, max(most, *(each.high for each in points)) + 0.1 * room)
+    return low, high
+
+
+def _draw(axes: Any, point: Point, low: float, high: float) -> None:
+    ends = [[max(0.0, point.added - point.low)], [max(0.0, point.high - point.added)]]
+    bars = axes.errorbar(point.params, point.added, yerr=ends, fmt="o", capsize=3)
+    colour = bars.lines[0].get_color()
+    for end, edge, marker in ((point.low < low, low, "v"), (point.high > high, high, "^")):
+        if end:
+            axes.plot(point.params, edge, marker, color=colour, markersize=8, clip_on=False)
+
+
+def _label(figure: Any, axes: Any, points: Sequence[Point]) -> None:
+    """Write the titles where they fall on nothing."""
+    place: Any = _imported("adjustText")
+    figure.draw_without_rendering()  # what is laid out moves the axes
+    texts = [axes.text(each.params, each.added, each.title) for each in points]
+    place.adjust_text(
+        texts,
+        [each.params for each in points],
+        [each.added for each in points],
+        ax=axes,
+        expand=(1.3, 1.6),
+        arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6},
+    )
 
 
 def check_plot(path: str | Path) -> None:
@@ -55,12 +154,19 @@ def check_plot(path: str | Path) -> None:
 
 
 def _figure() -> Any:
+    _imported("adjustText")
+    # A figure of its own, without pyplot: no display is needed, and no global state changed.
+    figures: Any = _imported("matplotlib.figure")
+    return figures.Figure(figsize=(7, 4.5), layout="constrained")
+
+
+def _imported(name: str) -> Any:
     try:
-        # A figure of its own, without pyplot: no display is needed, and no global state changed.
-        from matplotlib.figure import Figure
+        return importlib.import_module(name)
     except ImportError as error:
-        raise SurgeryError("a plot needs matplotlib: pip install 'attn-surgery[plot]'") from error
-    return Figure(figsize=(7, 4.5), layout="constrained")
+        raise SurgeryError(
+            f"a plot needs {name.partition('.')[0]}: pip install 'attn-surgery[plot]'"
+        ) from error
 
 
 def _points(report: Report) -> list[Point]:
@@ -81,9 +187,9 @@ def _point(row: Row, host: Row | None, several: bool) -> Point | None:
     if row.params is None or row.latency_added_ms is None or not (low and ratio and high):
         return None
     title = row.title if several else row.attention
-    scale = host.latency_ms
-    below, above = scale * (ratio - low), scale * (high - ratio)
-    return title, row.params - host.params, row.latency_added_ms, below, above
+    added, scale = row.latency_added_ms, host.latency_ms
+    ends = added - scale * (ratio - low), added + scale * (high - ratio)
+    return Point(title, (row.params - host.params) / 1e6, added, *ends)
 
 
 def _title(report: Report) -> str:
