@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         freeze_norm_statistics,
         param_groups,
         thaw_norm_statistics,
+        update_optimizer,
     )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "run_recipe",
     "suggest_for",
     "thaw_norm_statistics",
+    "update_optimizer",
 ]
 
 __getattr__ = imported_when_asked(
@@ -50,6 +52,7 @@ __getattr__ = imported_when_asked(
             "freeze_norm_statistics",
             "param_groups",
             "thaw_norm_statistics",
+            "update_optimizer",
         ],
     },
 )

@@ -1,5 +1,6 @@
 """One stage of training: what trains and how fast, and what of the host stays as it is."""
 
+from attn_surgery.finetune.training.live_optimizer import update_optimizer
 from attn_surgery.finetune.training.parameter_groups import (
     freeze,
     freeze_norm_statistics,
@@ -34,4 +35,5 @@ __all__ = [
     "teacher_of",
     "thaw_norm_statistics",
     "trained_parameters",
+    "update_optimizer",
 ]

@@ -76,9 +76,9 @@ def param_groups(
         >>> optimizer = torch.optim.AdamW(groups)
     """
     scales = {"attention": attention_lr_scale, "head": head_lr_scale, "norms": norms_lr_scale}
-    _check_numbers(lr=lr, weight_decay=weight_decay)
-    _check_numbers(**{f"{owner}_lr_scale": scale for owner, scale in scales.items()})
-    owners, plain = _owners(model, scales), _not_decayed(model)
+    check_numbers(lr=lr, weight_decay=weight_decay)
+    check_numbers(**{f"{owner}_lr_scale": scale for owner, scale in scales.items()})
+    owners, plain = _owners(model, scales), not_decayed(model)
     rates = {"host": lr, **{owner: lr * scale for owner, scale in scales.items()}}
     decays = {"": weight_decay, "_no_decay": 0.0}
     groups = {
@@ -97,7 +97,12 @@ def param_groups(
     return filled
 
 
-def _check_numbers(**numbers: float) -> None:
+def check_numbers(**numbers: float) -> None:
+    """Refuse numbers below 0, and what is none.
+
+    Raises:
+        SurgeryError: There is one.
+    """
     for name, value in numbers.items():
         if not 0 <= value < math.inf:
             raise SurgeryError(f"{name}={value!r} is not a number of at least 0")
@@ -114,7 +119,7 @@ def _owners(model: nn.Module, scales: Mapping[str, float]) -> dict[int, str]:
     return owners | dict.fromkeys(attention_parameters(model), "attention")
 
 
-def _not_decayed(model: nn.Module) -> set[int]:
+def not_decayed(model: nn.Module) -> set[int]:
     """Return the identities of biases, norms, scales and what models except themselves."""
     found: set[int] = set()
     for module in model.modules():
