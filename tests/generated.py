@@ -1962,6 +1962,9 @@ CHANGES = ("append", "delete", "replace", "insert")
 
 _CHANNELS = (4, 6, 8)
 
+_ASKS_OF_ITS_INPUT = "super, masked"
+"""A graph of it takes the mask for given, and does not run without."""
+
 
 def blocks(
     shape: Shape, *, traceable: bool = False, doubtful: bool = False
@@ -2074,7 +2077,7 @@ def _parts(draw: st.DrawFn, dims: int, channels: int, may_stride: bool, host: st
     known: dict[str, list[str]] = {
         "decoy": [*DECOYS, *(() if traceable else DOUBTFUL)],
         "unit": [name for name in UNITS if name not in CONTAINERS],
-        "container": list(CONTAINERS),
+        "container": [name for name in CONTAINERS if not traceable or name != _ASKS_OF_ITS_INPUT],
         "conditioned": list(CONDITIONED),
     }
     return UnitSpec(same, draw(st.sampled_from(known[kind])))

@@ -100,8 +100,8 @@ def _body(
         body["__deepcopy__"] = _deepcopy
     body |= methods
     if done.is_around:
-        inner = HOST_FORWARD if patched and not methods else INNER_FORWARD
         own = entry_name(base)
+        inner = HOST_FORWARD if patched and own not in methods else INNER_FORWARD
         if inner == INNER_FORWARD:
             body[inner] = renamed(body.get(own, getattr(base, own)), inner)
         body[own] = passing_on(_host_parameters(module), inner, done.attached_before, done.attached)
@@ -170,11 +170,14 @@ def _listening(module: nn.Module, done: Alteration) -> dict[str, Any]:
 
 
 def change_class(module: nn.Module, operated: type[nn.Module]) -> None:
-    """Give ``module`` its one-off class; a forward patched on the instance steps aside."""
+    """Give ``module`` its one-off class; a forward patched on the instance steps aside for its own.
+
+    Where attention is in a method alone that the patched forward calls, that forward stays.
+    """
     now = type(module)
     before = class_beneath(now) if alteration_of(module) is None else class_of_surgery(module)
     set_class(module, rebased(now, before, operated))
-    if _is_patched(module, operated) and "forward" in vars(module):
+    if _is_patched(module, operated) and {"forward"} <= vars(module).keys() & vars(operated).keys():
         vars(module)[HOST_FORWARD] = vars(module).pop("forward")
 
 
