@@ -31,14 +31,14 @@ def plain(self: Any, x: Tensor) -> Tensor:
     return x + self.helped(x)
 
 
-def made() -> nn.Module:
+def made() -> Any:
     torch.manual_seed(0)
     block = Helped()
     block.forward = types.MethodType(plain, block)
     return nn.Sequential(nn.Conv2d(3, WIDTH, 1), block).eval()
 
 
-def moved(host: nn.Module) -> Tensor:
+def moved(host: Any) -> Tensor:
     """Return the output once the gates are no longer 1."""
     moved = copy.deepcopy(host)
     for attention in attn_surgery.inserted(moved).values():
