@@ -73,5 +73,5 @@ def test_it_runs_on(positions: tuple[str, ...], training: bool) -> None:
 def test_where_attention_is_in_another_method() -> None:
     plan = attn_surgery.plan(made(), "se")
     assert [site.method for site in plan.sites] == ["wrap"]
-    host = attn_surgery.apply(made(), plan)
+    host: Any = attn_surgery.apply(made(), plan)
     assert vars(host[1])["forward"].__func__ is plain  # it calls the method that was wrapped
