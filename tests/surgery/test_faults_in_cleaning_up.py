@@ -117,7 +117,8 @@ def try_every_line(verb: str, name: str, folder: Path, most: int = 0) -> int:
     return len(tries)
 
 
-VERBS = ("plan", "apply", "apply again", "load", "remove")
+VERBS = ("plan", "apply", "apply again", "load")
+"""`remove` sets nothing for a while."""
 NAMES = ("rewrite", "attach", "listening", "writing", "sequential", "swap", "instead")
 
 
