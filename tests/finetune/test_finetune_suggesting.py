@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from finetuning import tiny
-from test_finetune_recipes import write_voc
+from test_finetune_recipes import ON_CPU, write_voc
 
 import attn_surgery
 from attn_surgery.cli import main
@@ -84,7 +84,7 @@ def test_dense_tasks_have_no_head_to_train(tmp_path):
         "data.batch_size=2", "data.image_size=33", "stages.0.epochs=1", "stages.0.warmup_epochs=0",
         "host.pretrained=false", "data.download=false", "surgery.where=[\"backbone.layer4.*\"]",
         "surgery.attention=[\"se\"]", f"data.root={write_voc(tmp_path / 'voc')}",
-        f"output={tmp_path / 'runs'}", "device=cpu", "threads=1",
+        f"output={tmp_path / 'runs'}", *ON_CPU,
     ]  # fmt: skip
     (found,) = suggest_for(read_recipe("segmentation_deeplab", changes), batches=3).values()
     assert len(found.scores) == 3
