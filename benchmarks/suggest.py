@@ -29,6 +29,7 @@ from attn_surgery import Plan, Suggestion, choosing
 from attn_surgery.finetune import Recipe, read_recipe, run_recipe, suggest_for
 from attn_surgery.finetune.hosts import build_host
 from attn_surgery.host.files import write_whole
+from attn_surgery.suggesting.suggest import only
 from attn_surgery.surgery import plan
 
 HOSTS: dict[str, tuple[str, ...]] = {
@@ -72,33 +73,21 @@ def plans_of(suggestion: Suggestion, whole: Plan, host: Any, attention: str) -> 
     """Return every plan that is tried, by name."""
     half = len(whole.sites) // 2
     numbers = range(len(whole.sites))
-    found = {f"site {i}": only(whole, [i]) for i in numbers}
+    found = {f"site {i}": some(whole, [i]) for i in numbers}
     found["every site"] = whole
     found["suggested half"] = suggestion.plan
-    found["first half"] = only(whole, numbers[:half])
-    found["last half"] = only(whole, numbers[-half:])
+    found["first half"] = some(whole, numbers[:half])
+    found["last half"] = some(whole, numbers[-half:])
     last = plan(host, attention, where=choosing.last_of_stage(), reduction=REDUCTION)
     found["last of stage"] = last
     halves = list(itertools.combinations(numbers, half))
     for i, drawn in enumerate(random.Random(0).sample(halves, RANDOM_PLANS)):
-        found[f"random half {i}"] = only(whole, drawn)
+        found[f"random half {i}"] = some(whole, drawn)
     return found
 
 
-def only(whole: Plan, numbers: Iterable[int]) -> Plan:
-    """Return a plan of some of the sites."""
-    chosen = sorted(numbers)
-    left = [
-        dataclasses.replace(site, method="", reason="left out")
-        for i, site in enumerate(whole.sites)
-        if i not in chosen
-    ]
-    return dataclasses.replace(
-        whole,
-        sites=tuple(whole.sites[i] for i in chosen),
-        assignments=tuple(whole.assignments[i] for i in chosen),
-        skipped=(*whole.skipped, *left),
-    )
+def some(whole: Plan, numbers: Iterable[int]) -> Plan:
+    return only(whole, sorted(numbers), "left out")
 
 
 def validated(host: str, attention: str, root: str, seeds: int) -> dict[str, Any]:

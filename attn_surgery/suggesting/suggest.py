@@ -21,6 +21,7 @@ from attn_surgery.suggesting.score import score_of
 from attn_surgery.suggesting.suggestion import SiteScore, Suggestion
 from attn_surgery.surgery import apply, inserted, origin_of, plan
 
+_NOT_SUGGESTED = "not suggested: it promises little for what it costs"
 _TIMED_FOR = 0.2
 """Seconds for each attention, where time is the budget."""
 
@@ -84,7 +85,7 @@ def suggest(
         limits["latency"] = (limits["latency"] - 1) * host_ms
     numbers = _chosen(scores, limits)
     told = tuple(replace(each, is_chosen=i in numbers) for i, each in enumerate(scores))
-    return Suggestion(told, _only(whole, numbers), found.batches, host_ms)
+    return Suggestion(told, only(whole, numbers, _NOT_SUGGESTED), found.batches, host_ms)
 
 
 def _paths(operated: nn.Module) -> dict[Site, str]:
@@ -144,10 +145,10 @@ def _cost(score: SiteScore, name: str) -> float:
     return getattr(score, "latency_ms" if name == "latency" else name) or 0.0
 
 
-def _only(whole: Plan, numbers: Sequence[int]) -> Plan:
-    """Return a plan for some sites of another; the rest is skipped."""
+def only(whole: Plan, numbers: Sequence[int], reason: str) -> Plan:
+    """Return a plan for some sites of another, by their numbers; the rest is skipped."""
     left = [
-        replace(site, method="", reason="not suggested: it promises little for what it costs")
+        replace(site, method="", reason=reason)
         for i, site in enumerate(whole.sites)
         if i not in numbers
     ]

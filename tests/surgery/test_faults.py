@@ -35,13 +35,8 @@ ERRORS = (KeyboardInterrupt, MemoryError, FaultError)
 # Faults
 
 
-class Lines:
-    """Counts the lines of the package that run, and raises before one of them."""
-
-    def __init__(self, at: int = 0, error: type[BaseException] = FaultError):
-        self.passed = 0
-        self.at = at
-        self.error = error
+class Traced:
+    """Follows the lines of the package that run."""
 
     def run(self, call: Callable[[], Any]) -> BaseException | None:
         """Return what was raised."""
@@ -57,6 +52,18 @@ class Lines:
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
         return self._step if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def _step(self, frame: FrameType, event: str, arg: Any) -> Any:
+        raise NotImplementedError
+
+
+class Lines(Traced):
+    """Counts the lines of the package that run, and raises before one of them."""
+
+    def __init__(self, at: int = 0, error: type[BaseException] = FaultError):
+        self.passed = 0
+        self.at = at
+        self.error = error
 
     def _step(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":

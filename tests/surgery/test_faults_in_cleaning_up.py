@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_faults import HOSTS, PACKAGE, around, everything, is_same, made, output, prepared, tensors
+from test_faults import (
+    HOSTS,
+    PACKAGE,
+    Traced,
+    around,
+    everything,
+    is_same,
+    made,
+    output,
+    prepared,
+    tensors,
+)
 from torch import nn
 
 import attn_surgery
@@ -51,26 +61,12 @@ def _is_context_manager(node: ast.FunctionDef) -> bool:
 PLACES = lines_for_a_while()
 
 
-class Passing:
+class Passing(Traced):
     """Counts how often each of the lines is run, and raises before one of them, the n-th time."""
 
     def __init__(self, at: Place | None = None, turn: int = 0):
         self.passed: Counter[Place] = Counter()
         self.at, self.turn = at, turn
-
-    def run(self, call: Callable[[], Any]) -> BaseException | None:
-        before = sys.gettrace()
-        sys.settrace(self._enter)
-        try:
-            call()
-        except BaseException as error:
-            return error
-        finally:
-            sys.settrace(before)
-        return None
-
-    def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
-        return self._step if frame.f_code.co_filename.startswith(PACKAGE) else None
 
     def _step(self, frame: FrameType, event: str, arg: Any) -> Any:
         place = (frame.f_code.co_filename, frame.f_lineno)

@@ -22,11 +22,24 @@ from attn_surgery.finetune.tasks.classification import Loss, Metrics, Model, tot
 IGNORED = 255
 
 
-class Segmentation:
+class Dense:
+    """What tasks without a classifier's head share."""
+
+    has_head = False
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Stack images and targets."""
+        return torch.utils.data.default_collate(samples)
+
+    def logits(self, model: Model, images: Any) -> Tensor:
+        """Not there: distillation is for classification."""
+        raise NotImplementedError
+
+
+class Segmentation(Dense):
     """One class for each pixel, 255 for none; the score is the mean intersection over union."""
 
     score = "miou"
-    has_head = False
 
     def transforms(self, data: Data, config: dict[str, Any], train: bool) -> Any:
         """Resize, flip and normalize image and mask together."""
@@ -38,17 +51,9 @@ class Segmentation:
         chain = v2.Compose([resized, v2.RandomHorizontalFlip(0.5 if train else 0.0)])
         return _ImageAndMask(chain, _normalized(config), data.classes)
 
-    def collate(self, samples: list[Any]) -> Any:
-        """Stack images and masks."""
-        return torch.utils.data.default_collate(samples)
-
     def loss(self, stage: Stage, classes: int) -> Loss:
         """Return the cross entropy of the pixels, with half as much of an auxiliary head's."""
         return _pixel_loss
-
-    def logits(self, model: Model, images: Any) -> Tensor:
-        """Not there: distillation is for classification."""
-        raise NotImplementedError
 
     def check_output(self, model: Model, batch: Any, classes: int) -> None:
         """Refuse an output that is not ``(N, classes, H, W)``.
@@ -138,11 +143,10 @@ def _normalized(config: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     return normalized
 
 
-class Detection:
+class Detection(Dense):
     """Boxes and their classes; the score is COCO's mean average precision over IoU 0.5 to 0.95."""
 
     score = "map"
-    has_head = False
 
     def transforms(self, data: Data, config: dict[str, Any], train: bool) -> Any:
         """Flip; torchvision's models resize and normalize by themselves.
@@ -163,10 +167,6 @@ class Detection:
     def loss(self, stage: Stage, classes: int) -> Loss:
         """Return the sum of the losses that the model gives."""
         return lambda model, batch: sum(model(*batch).values(), torch.zeros(()).to(batch[0][0]))
-
-    def logits(self, model: Model, images: Any) -> Tensor:
-        """Not there: distillation is for classification."""
-        raise NotImplementedError
 
     def check_output(self, model: Model, batch: Any, classes: int) -> None:
         """Not here: a detector may find nothing in two images."""

@@ -16,14 +16,13 @@ from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.data import as_mode, drawn_domain
 from attn_surgery.finetune.recipe import Data, Stage
 from attn_surgery.finetune.tasks.classification import Loss, Metrics, Model, total
-from attn_surgery.finetune.tasks.dense import refuse_others
+from attn_surgery.finetune.tasks.dense import Dense, refuse_others
 
 
-class Restoration:
+class Restoration(Dense):
     """The image itself; the score is the peak signal-to-noise ratio in decibels, image by image."""
 
     score = "psnr"
-    has_head = False
 
     def transforms(self, data: Data, config: dict[str, Any], train: bool) -> Any:
         """Cut a square out of an image, and bring it to a domain; pixels go from 0 to 1."""
@@ -34,17 +33,9 @@ class Restoration:
         chain = v2.Compose([cut, v2.RandomHorizontalFlip(flip)])
         return _Damaged(chain, "L" if data.channels == 1 else "RGB", data.domains)
 
-    def collate(self, samples: list[Any]) -> Any:
-        """Stack what became of the images, and the images."""
-        return torch.utils.data.default_collate(samples)
-
     def loss(self, stage: Stage, classes: int) -> Loss:
         """Return the mean absolute difference (as Lim et al. 2017, arXiv:1707.02921)."""
         return lambda model, batch: F.l1_loss(model(batch[0]), batch[1])
-
-    def logits(self, model: Model, images: Any) -> Tensor:
-        """Not there: distillation is for classification."""
-        raise NotImplementedError
 
     def check_output(self, model: Model, batch: Any, classes: int) -> None:
         """Refuse an output that is no image of the same size.
