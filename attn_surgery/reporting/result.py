@@ -134,17 +134,14 @@ class Report:
             for name, value in self.provenance.items()
             if value not in {None, False}
         )
-        timed = variants(self.rows)
-        noisy = any(
-            row.within_noise()
-            or row.within_noise(train=True)
-            or any(each.within_noise for each in row.times)
-            for row in timed
-        )
+        timed = [each for row in variants(self.rows) for each in row.measured]
+        noisy = any(each.within_noise for each in timed)
+        copied = any(each.latency_added_copies is not None for each in timed)
         clocks = {each.clock for row in self.rows for each in row.times}
         lines = {
             f"measured: {told}": bool(told),
             f"{NOISE}: within noise, the 95 % interval of the paired ratio covers 1": noisy,
+            _COPIES: copied,
             _CLOCKS: bool(clocks),
             _GRAPH: "graph" in clocks,
             _SITES: any(cost.warm_ms is not None for cost in self.per_site),
@@ -167,6 +164,10 @@ def _without_empty_times(row: dict[str, Any]) -> dict[str, Any]:
 
 
 _LEFT_OUT = "left out to fit {} characters: {}; --wide, or text(width=None), shows all"
+_COPIES = (
+    "added (copies): the time added, as so many times what it takes to read and to write once each "
+    "map that the attentions take (in a training step: to go over it five times)"
+)
 _CLOCKS = (
     "wall clock: the host's, the device waited for at both ends, so that the gaps between launches "
     "count; device: between events on it, everything queued before it begins"

@@ -25,6 +25,10 @@ class Times:
         latency_ratio_low: Lower end of the ratio's 95 % interval.
         latency_ratio_high: Upper end.
         latency_added_ms: Median of the paired differences from the host's time.
+        latency_added_copies: Median of the same differences as multiples of the least traffic: in
+            a forward pass each map that an attention takes read and written once, in a training
+            step also read again, with its gradient, and another gradient written (five passes
+            over it, not two).
         throughput: Inputs per second: batch size / ``latency_ms``.
     """
 
@@ -39,6 +43,7 @@ class Times:
     latency_ratio_low: float | None = None
     latency_ratio_high: float | None = None
     latency_added_ms: float | None = None
+    latency_added_copies: float | None = None
     throughput: float | None = None
 
     @property
@@ -80,10 +85,11 @@ class Row:
         latency_ratio_low: Lower end of the ratio's 95 % interval.
         latency_ratio_high: Upper end of the ratio's 95 % interval.
         latency_added_ms: Median of the paired differences from the host's time.
+        latency_added_copies: The same as multiples of the least traffic, as `Times` says it.
         throughput: Inputs per second: batch size / ``latency_ms``.
         peak_bytes: Most device memory of a forward pass, weights included.
         train_latency_ms: Median time of one training step of the batch.
-        train_latency_ratio: As ``latency_ratio``, for training steps; so are the next seven.
+        train_latency_ratio: As ``latency_ratio``, for training steps; so are the next eight.
         train_latency_q1_ms: First quartile.
         train_latency_q3_ms: Third quartile.
         train_latency_p90_ms: Nine of ten.
@@ -91,6 +97,7 @@ class Row:
         train_latency_ratio_low: Lower end of the interval.
         train_latency_ratio_high: Upper end of the interval.
         train_latency_added_ms: Median of the paired differences.
+        train_latency_added_copies: The same as multiples of the least traffic.
         train_throughput: Inputs per second in training.
         train_peak_bytes: Most device memory of a training step.
         times: What other clocks than the host's say, where there are any.
@@ -114,6 +121,7 @@ class Row:
     latency_ratio_low: float | None = None
     latency_ratio_high: float | None = None
     latency_added_ms: float | None = None
+    latency_added_copies: float | None = None
     throughput: float | None = None
     peak_bytes: int | None = None
     train_latency_ms: float | None = None
@@ -125,6 +133,7 @@ class Row:
     train_latency_ratio_low: float | None = None
     train_latency_ratio_high: float | None = None
     train_latency_added_ms: float | None = None
+    train_latency_added_copies: float | None = None
     train_throughput: float | None = None
     train_peak_bytes: int | None = None
     times: tuple[Times, ...] = ()
@@ -133,6 +142,12 @@ class Row:
     def title(self) -> str:
         """The host's name, and the attention's."""
         return f"{self.model} + {self.attention}" if self.attention else self.model
+
+    @property
+    def measured(self) -> list[Times]:
+        """What each clock says, of forward passes and of training steps."""
+        own = (self.by(WALL), self.by(WALL, train=True))
+        return [*(each for each in own if each is not None), *self.times]
 
     def within_noise(self, *, train: bool = False) -> bool:
         """Whether the measurement cannot tell this row from its host.

@@ -44,8 +44,8 @@ class Shown:
 
 EVERYTHING = Shown()
 GROUPS = (
-    *("ratio", "latency", "params", "macs", "sites", "added", "saved", "throughput", "memory"),
-    *("moved", "quartiles", "elementwise", "percentiles"),
+    *("ratio", "latency", "params", "macs", "sites", "added", "copies", "saved", "throughput"),
+    *("memory", "moved", "quartiles", "elementwise", "percentiles"),
 )
 """The groups of columns, those that decide first."""
 
@@ -224,6 +224,7 @@ def _timed(clock: str, *, train: bool) -> list[_Column]:
             "percentiles",
         ),
         _Column("added (ms)", of(_slower, hosts=False), "added"),
+        _Column("added (copies)", of(_copies, hosts=False), "copies"),
         _Column("ratio to host (95 %)", of(_ratio, hosts=False), "ratio"),
         _Column("inputs/s", of(lambda times: _joined(times.throughput, digits=1)), "throughput"),
         *([_Column("peak memory (MB)", _number(memory, 1e6, 1), "memory")] * (clock == WALL)),
@@ -237,6 +238,11 @@ def _joined(*values: float | None, by: str = ", ", digits: int = 2) -> str:
 def _slower(times: Times) -> str:
     added = times.latency_added_ms
     return NOISE if times.within_noise else "" if added is None else f"{added:+.2f}"
+
+
+def _copies(times: Times) -> str:
+    copies = times.latency_added_copies
+    return NOISE if times.within_noise else "" if copies is None else f"{copies:.1f}"
 
 
 def _ratio(times: Times) -> str:

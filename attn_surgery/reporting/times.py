@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,6 +17,9 @@ from attn_surgery.reporting.measuring import (
     Measurement,
     PartTimes,
     Timing,
+    Timings,
+    added_in_units,
+    copies_of_maps,
     measure,
     measure_parts,
 )
@@ -51,13 +54,23 @@ class Measured:
             progress: As for `report`.
         """
         # a variant that could not be made, or that is the host, has nothing to be measured
-        places = [0, *(i for i, _ in self._new(result))]
-        builders = [self._host, *(partial(self._built, each) for _, each in self._new(result))]
+        new = dict(self._new(result))
+        builders = [self._host, *(partial(self._built, each) for each in new.values())]
+        # variants at the same places take the same maps
+        traffic = {each.plan.sites: each for each in new.values()}
+        units = {i: list(traffic).index(each.plan.sites) for i, each in new.items()}
         for train in kinds:
             title = f"{result.rows[0].model}: {'training step' if train else 'forward'}"
-            options = {"train": train, "progress": progress, "title": title}
-            run = measure(builders, self.given, self.conditions, **options)
-            result = self._filled(result, places, run, train=train)
+            run = measure(
+                builders,
+                self.given,
+                self.conditions,
+                beside=[partial(self._copies, each, train=train) for each in traffic.values()],
+                train=train,
+                progress=progress,
+                title=title,
+            )
+            result = self._filled(result, units, run, train=train)
             if run.interrupted:
                 break
         return result
@@ -103,17 +116,33 @@ class Measured:
     def _built(self, variant: Variant) -> nn.Module:
         return variant.apply(self._host())
 
+    def _copies(self, variant: Variant, *, train: bool) -> Callable[[], object]:
+        build = partial(self._built, variant)
+        return copies_of_maps(build, inserted, self.given, self.conditions, train=train)
+
     def _filled(
-        self, result: Report, places: Sequence[int], run: Measurement, *, train: bool
+        self, result: Report, units: Mapping[int, int], run: Measurement, *, train: bool
     ) -> Report:
+        """Fill in what a run says.
+
+        Args:
+            result: What is known so far.
+            units: The number of each variant's row, and of the copies of its maps beside the run.
+            run: The host was timed first, then the variants.
+            train: Whether it timed training steps.
+        """
         rows, samples, notes = list(result.rows), list(result.samples), list(result.notes)
-        for i, timings, said in zip(places, run.timings, run.notes, strict=True):
+        for i, timings, said in zip((0, *units), run.timings, run.notes, strict=True):
             if isinstance(timings, str):
                 error = "; ".join(filter(None, [rows[i].error, timings]))
                 rows[i] = replace(rows[i], error=error)
                 continue
-            rows[i] = _timed(rows[i], timings, self.conditions.batch_size, train=train)
-            row = rows[i]
+            copies = run.beside[units[i]] if i else {}
+            if isinstance(copies, str):
+                notes.append(f"{rows[i].title}: a copy of its maps is {copies}")
+            added = _added_copies(timings, run.timings[0], copies)
+            row = _timed(rows[i], timings, added, self.conditions.batch_size, train=train)
+            rows[i] = row
             samples += [
                 Samples(row.model, row.attention, train, each.samples_ms, clock)
                 for clock, each in timings.items()
@@ -130,15 +159,30 @@ class Measured:
         )
 
 
-def _timed(row: Row, timings: Mapping[str, Timing], batch_size: int, *, train: bool) -> Row:
-    others = [_times(name, each, batch_size, train=train) for name, each in timings.items()]
+def _added_copies(timings: Timings, host: Timings | str, copies: Timings | str) -> dict[str, float]:
+    """Return what was added as multiples of copies of the maps, clock by clock."""
+    if isinstance(host, str) or isinstance(copies, str):
+        return {}
+    clocks = timings.keys() & host.keys() & copies.keys()
+    return {each: added_in_units(timings[each], host[each], copies[each]) for each in clocks}
+
+
+def _timed(
+    row: Row, timings: Timings, copies: Mapping[str, float], batch_size: int, *, train: bool
+) -> Row:
+    others = [
+        _times(name, each, copies.get(name), batch_size, train=train)
+        for name, each in timings.items()
+    ]
     wall = others.pop([each.clock for each in others].index(WALL))
     values = {**wall.values(), "peak_bytes": timings[WALL].peak_bytes}
     named = {f"train_{name}" if train else name: value for name, value in values.items()}
     return replace(row, **named, times=(*row.times, *others))
 
 
-def _times(clock: str, timing: Timing, batch_size: int, *, train: bool) -> Times:
+def _times(
+    clock: str, timing: Timing, copies: float | None, batch_size: int, *, train: bool
+) -> Times:
     return Times(
         clock=clock,
         train=train,
@@ -151,6 +195,7 @@ def _times(clock: str, timing: Timing, batch_size: int, *, train: bool) -> Times
         latency_ratio_low=timing.ratio_low,
         latency_ratio_high=timing.ratio_high,
         latency_added_ms=timing.added_ms,
+        latency_added_copies=copies,
         throughput=1e3 * batch_size / timing.median_ms,
     )
 

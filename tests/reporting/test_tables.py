@@ -28,6 +28,7 @@ TIMES: dict[str, Any] = {
     "latency_ratio_low": 1.05,
     "latency_ratio_high": 1.15,
     "latency_added_ms": 10.0,
+    "latency_added_copies": 8.0,
     "throughput": 10.0,
     "peak_bytes": 1_000_000,
 }

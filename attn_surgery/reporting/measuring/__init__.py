@@ -8,19 +8,23 @@ from attn_surgery.reporting.measuring.conditions import (
     command,
     device_name,
 )
-from attn_surgery.reporting.measuring.latency import Measurement, measure
+from attn_surgery.reporting.measuring.copies import copies_of_maps
+from attn_surgery.reporting.measuring.latency import Measurement, Timings, measure
 from attn_surgery.reporting.measuring.parts import PartTimes, measure_parts
-from attn_surgery.reporting.measuring.statistics import Timing
+from attn_surgery.reporting.measuring.statistics import Timing, added_in_units
 
 __all__ = [
     "Conditions",
     "Measurement",
     "PartTimes",
     "Timing",
+    "Timings",
     "accelerator",
+    "added_in_units",
     "checked_device",
     "checked_dtype",
     "command",
+    "copies_of_maps",
     "device_name",
     "measure",
     "measure_parts",

@@ -3,8 +3,8 @@
 Host and variants run in turn within one run, in many short rounds, the order another one in each
 round. Models are copies, made and warmed up before the first round. Fast models are called several
 times within one timing, so that it lasts long enough for the clock; all of them as often, as the
-first call after another model's is slower. On an accelerator each model is timed by several clocks
-in every round.
+first call after another model's is slower. What is timed beside them is called as often as it
+needs. On an accelerator each model is timed by several clocks in every round.
 """
 
 from __future__ import annotations
@@ -20,11 +20,24 @@ from torch import nn
 from tqdm import tqdm
 
 from attn_surgery.host import Input
-from attn_surgery.reporting.measuring.clocks import Clock, DeviceClock, WallClock, device_clock
+from attn_surgery.reporting.measuring.clocks import (
+    Call,
+    Clock,
+    DeviceClock,
+    WallClock,
+    device_clock,
+)
 from attn_surgery.reporting.measuring.conditions import Conditions
 from attn_surgery.reporting.measuring.other_work import Watched, watched
 from attn_surgery.reporting.measuring.progress import progress_bar
-from attn_surgery.reporting.measuring.runner import Runner, ready, release, warm_libraries, why
+from attn_surgery.reporting.measuring.runner import (
+    Runner,
+    ready,
+    ready_call,
+    release,
+    warm_libraries,
+    why,
+)
 from attn_surgery.reporting.measuring.statistics import Timing, summarise
 
 MIN_ROUNDS = 10
@@ -41,6 +54,7 @@ class Measurement:
 
     Attributes:
         timings: One for each model, in the order given: its timings, or why there are none.
+        beside: The same of what was timed beside them.
         interrupted: Whether Ctrl-C ended it early.
         notes: What has to be said of each model's times.
         doubts: Why the times may not be the models'.
@@ -52,6 +66,7 @@ class Measurement:
     notes: tuple[tuple[str, ...], ...] = ()
     doubts: tuple[str, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[Timings | str, ...] = ()
 
 
 def measure(
@@ -59,6 +74,7 @@ def measure(
     given: Input,
     conditions: Conditions,
     *,
+    beside: Sequence[Callable[[], Call]] = (),
     train: bool = False,
     progress: bool | None = None,
     title: str = "",
@@ -69,6 +85,7 @@ def measure(
         builders: Each makes a copy of a model on the device, which is changed while measuring.
         given: The input.
         conditions: Where and how.
+        beside: Each makes a call that is timed in the same rounds, by the same clocks.
         train: Time a training step (forward in training mode, mean of the outputs as the loss,
             backward, SGD) instead of a forward pass.
         progress: Show a progress bar on stderr; None is "if it is a terminal".
@@ -84,10 +101,10 @@ def measure(
     run = _Run(given, conditions)
     with conditions.prepared(), torch.set_grad_enabled(train), run.interruptible():
         warm_libraries(conditions)
-        run.prepare(builders, train=train)
+        run.prepare(builders, beside, train=train)
         with watched(conditions.device, conditions.cpu_threads) as run.machine:
             run.time_in_turn(progress_bar(conditions.seconds, progress, title))
-    return run.measurement(len(builders))
+    return run.measurement(len(builders), len(beside))
 
 
 class _Run:
@@ -109,7 +126,13 @@ class _Run:
         except KeyboardInterrupt:
             self.interrupted = True
 
-    def prepare(self, builders: Iterable[Callable[[], nn.Module]], *, train: bool) -> None:
+    def prepare(
+        self,
+        builders: Sequence[Callable[[], nn.Module]],
+        beside: Sequence[Callable[[], Call]],
+        *,
+        train: bool,
+    ) -> None:
         """Make all ready; without a host there is no comparison, and no need of the others."""
         clocks = _clocks(self.conditions, train=train)
         for build in builders:
@@ -117,6 +140,8 @@ class _Run:
             if isinstance(self.models[0], str):
                 return
         _repeat_alike(self.running.values())
+        for make in beside:
+            self.models.append(ready_call(make, self.given, self.conditions, clocks))
 
     @property
     def running(self) -> dict[int, Runner]:
@@ -161,16 +186,19 @@ class _Run:
     def _ended(self, model: Runner | str) -> str:
         return model if isinstance(model, str) else "not measured: the host failed"
 
-    def measurement(self, models: int) -> Measurement:
+    def measurement(self, models: int, beside: int) -> Measurement:
         """Sum up the times of so many models, some of which may not have been made."""
         missing = "interrupted" if self.interrupted else "the host failed"
-        padded = [*self.models, *[f"not measured: {missing}"] * (models - len(self.models))]
+        absent = models + beside - len(self.models)
+        padded = [*self.models, *[f"not measured: {missing}"] * absent]
+        summed = tuple(self._summed(i, each) for i, each in enumerate(padded))
         return Measurement(
-            tuple(self._summed(i, each) for i, each in enumerate(padded)),
+            summed[:models],
             self.interrupted,
-            tuple(_notes(each) for each in padded),
+            tuple(_notes(each) for each in padded[:models]),
             tuple(self.machine.doubts()) if self.machine else (),
             self.machine.told() if self.machine else {},
+            summed[models:],
         )
 
     def _summed(self, number: int, model: Runner | str) -> Timings | str:

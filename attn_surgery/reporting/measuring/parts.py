@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from attn_surgery.host import Input, floating_dtype
+from attn_surgery.host import Input
 from attn_surgery.reporting.measuring.clocks import Call, Clock, WallClock, device_clock
 from attn_surgery.reporting.measuring.conditions import Conditions
-from attn_surgery.reporting.measuring.runner import made_input
+from attn_surgery.reporting.measuring.maps import Map, maps_taken
 
 MIN_SAMPLES = 5
 SHORTEST_MS = 1.0
-
-_Seen = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -63,47 +59,25 @@ def measure_parts(
     with conditions.prepared(), torch.no_grad():
         model = conditions.converted(build()).eval()
         modules = parts(model)
-        with _inputs_seen(modules) as seen:
-            args, kwargs = made_input(given, conditions, floating_dtype(model))
-            with conditions.autocasting():
-                model(*args, **kwargs)
-        kinds = {name: _kind(module, seen[name]) for name, module in modules.items()}
+        taken = maps_taken(model, modules, given, conditions)
+        kinds = {name: _kind(module, taken[name]) for name, module in modules.items()}
         alike = {kind: name for name, kind in kinds.items()}
         seconds = conditions.seconds / max(len(alike), 1)
         clock = device_clock(conditions.device) or WallClock(conditions.device)
         times = {
-            kind: _times(_calls(modules[name], seen[name], conditions), clock, seconds)
+            kind: _times(_calls(modules[name], taken[name], conditions), clock, seconds)
             for kind, name in alike.items()
         }
     return {name: times[kind] for name, kind in kinds.items()}
 
 
-@contextmanager
-def _inputs_seen(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[_Seen]]]:
-    """Note what the modules are given, call by call."""
-    seen: dict[str, list[_Seen]] = {name: [] for name in modules}
-
-    def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen[name].append((args[0].shape, args[0].stride(), args[0].dtype))
-
-        return note
-
-    hooks = [each.register_forward_pre_hook(noting(name)) for name, each in modules.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _kind(module: nn.Module, seen: list[_Seen]) -> object:
+def _kind(module: nn.Module, taken: list[Map]) -> object:
     """Return what decides how long a module takes."""
     held = [tuple(each.shape) for each in module.state_dict().values()]
-    return type(module), str(module), tuple(held), tuple(seen)
+    return type(module), str(module), tuple(held), tuple(taken)
 
 
-def _calls(module: nn.Module, seen: list[_Seen], conditions: Conditions) -> list[Call]:
+def _calls(module: nn.Module, taken: list[Map], conditions: Conditions) -> list[Call]:
     device = conditions.device
     run = torch.compile(module) if conditions.compile else module
 
@@ -116,7 +90,7 @@ def _calls(module: nn.Module, seen: list[_Seen], conditions: Conditions) -> list
 
         return call
 
-    return [calling(*each) for each in seen]
+    return [calling(*each) for each in taken]
 
 
 def _times(calls: list[Call], clock: Clock, seconds: float) -> PartTimes:

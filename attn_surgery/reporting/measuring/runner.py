@@ -88,8 +88,21 @@ def ready(
         clocks: By name; "graph" times a captured graph of the model, the others its calls.
         train: A training step instead of a forward pass.
     """
+    return _or_why(lambda: _ready(build, given, conditions, clocks, train), given, conditions)
+
+
+def ready_call(
+    build: Callable[[], Call], given: Input, conditions: Conditions, clocks: Mapping[str, Clock]
+) -> Runner | str:
+    """Make a call ready that is no model's, or say why it cannot be; see `ready`."""
+    return _or_why(
+        lambda: _warmed_up(dict.fromkeys(clocks, build()), clocks, conditions), given, conditions
+    )
+
+
+def _or_why(make: Callable[[], Runner], given: Input, conditions: Conditions) -> Runner | str:
     try:
-        return _ready(build, given, conditions, clocks, train)
+        return make()
     except Exception as error:
         reason = why(error, given, conditions)
     # the frames that the error kept are gone by now, and what was in them can be given back
@@ -124,15 +137,23 @@ def _ready(
     model = conditions.converted(build()).train(train)
     make = partial(made_input, given, conditions, floating_dtype(model))
     run = _training_step(model, conditions) if train else _forward(model, conditions)
-    call = partial(run, make())
-    runner = Runner({})
-    for name, clock in clocks.items():
-        timed = call if name != "graph" else _captured(run, make, conditions, runner.notes)
-        if timed is not None:
-            runner.timed[name] = Timed(timed, clock)
+    call, notes = partial(run, make()), []
+    calls = {
+        name: call if name != "graph" else _captured(run, make, conditions, notes)
+        for name in clocks
+    }
+    runner = _warmed_up(calls, clocks, conditions)
+    runner.notes += notes
+    runner.peak_bytes = _peak(call, held, conditions.device)
+    return runner
+
+
+def _warmed_up(
+    calls: Mapping[str, Call | None], clocks: Mapping[str, Clock], conditions: Conditions
+) -> Runner:
+    runner = Runner({name: Timed(call, clocks[name]) for name, call in calls.items() if call})
     for each in runner.timed.values():
         each.warm_up(min(conditions.seconds * WARM_UP_SHARE, LONGEST_WARM_UP_S))
-    runner.peak_bytes = _peak(call, held, conditions.device)
     return runner
 
 

@@ -73,6 +73,18 @@ def summarise(
     )
 
 
+def added_in_units(timing: Timing, host: Timing, unit: Timing) -> float:
+    """Return the median, over the rounds, of the difference to the host as so many units.
+
+    Example:
+        >>> host, unit = summarise([1.0, 2.0], [1.0, 2.0]), summarise([0.5, 1.0], [1.0, 2.0])
+        >>> added_in_units(summarise([2.0, 4.0], [1.0, 2.0]), host, unit)
+        2.0
+    """
+    rounds = zip(timing.samples_ms, host.samples_ms, unit.samples_ms, strict=True)
+    return statistics.median((one - base) / of for one, base, of in rounds)
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the smallest of the values that so many percent of them do not exceed.
 
