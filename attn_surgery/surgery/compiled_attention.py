@@ -69,7 +69,7 @@ class CompiledForward:
 
     def __init__(self, attention: nn.Module, options: Mapping[str, Any]):
         self.attention = attention
-        self.options = {"dynamic": True, **options}
+        self.options = _in_the_layout_given({"dynamic": True, **options})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, plainly where somebody follows what it does."""
@@ -84,6 +84,21 @@ class CompiledForward:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is compiled, which is made anew."""
         return {"attention": self.attention, "options": self.options}
+
+
+def _in_the_layout_given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options, with which inductor leaves maps in the layout that they come in.
+
+    It would bring them into channels last for the sake of convolutions, which in attention are on
+    what is left of a map; and what it keeps for the backward pass in another layout fits one size
+    of maps alone (pytorch/pytorch#194420).
+    """
+    mode, chosen = options.get("mode"), options.get("options")
+    if options.get("backend", "inductor") != "inductor" or (mode and chosen):
+        return options
+    if mode:
+        chosen = torch._inductor.list_mode_options(mode)
+    return {**options, "mode": None, "options": {"layout_optimization": False, **(chosen or {})}}
 
 
 def _is_followed(given: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 import attn_surgery
 from attn_surgery import SurgeryError
+from attn_surgery.attention import build
 from attn_surgery.surgery.compiled_attention import CompiledForward
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -89,6 +90,60 @@ def test_gradients(graphs: list[int]) -> None:
     pairs = zip(plain.parameters(), compiled.parameters(), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(other.grad, one.grad)
+
+
+@pytest.mark.slow
+@no_leaf
+@pytest.mark.parametrize("attention", ["se", "cbam", "coord"])
+def test_training_at_any_size(attention: str) -> None:
+    """Held against itself in eager mode, in both layouts."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    plain = build(attention, 32).double()
+    compiled = copy.deepcopy(plain)
+    vars(compiled)["forward"] = CompiledForward(compiled, {})
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for size in (16, 8, 4, 12):
+            x = torch.randn(2, 32, size, size, dtype=torch.double).contiguous(memory_format=layout)
+            results = []
+            for each in (plain, compiled):
+                given = x.clone().requires_grad_()
+                out = each(given * 1)
+                out.square().sum().backward()
+                results.append((out, given.grad))
+            torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"layout_optimization": False}),
+        ({"options": {"layout_optimization": True}}, {"layout_optimization": True}),
+        ({"options": None}, {"layout_optimization": False}),
+        (
+            {"mode": "max-autotune-no-cudagraphs"},
+            {
+                "layout_optimization": False,
+                "max_autotune": True,
+                "coordinate_descent_tuning": True,
+            },
+        ),
+        ({"backend": "eager"}, None),
+    ],
+)
+def test_what_inductor_is_told(given: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    options = CompiledForward(nn.Identity(), given).options
+    assert options.get("options") == expected
+    assert options["dynamic"]
+    assert options.get("mode") is None
+
+
+def test_torch_refuses_a_mode_with_options() -> None:
+    attention = CompiledForward(
+        nn.Identity(), {"mode": "default", "options": {"trace.enabled": True}}
+    )
+    with pytest.raises(RuntimeError, match="mode or options"):
+        attention(torch.ones(1))
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda host: pickle.loads(pickle.dumps(host))])
