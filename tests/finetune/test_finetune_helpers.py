@@ -83,6 +83,12 @@ def test_rates_and_decays():
     }
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.25])
+def test_a_decay_of_the_attention_alone(decay):
+    groups = param_groups(resnet(), 0.1, weight_decay=0.5, attention_weight_decay=decay)
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0, decay, 0.0]
+
+
 def test_one_step_moves_each_group_as_it_says():
     model = resnet()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -38,6 +38,7 @@ def param_groups(
     *,
     head_lr_scale: float = 1.0,
     norms_lr_scale: float = 1.0,
+    attention_weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Group the parameters for a torch optimizer: a higher rate for attention, decay for weights.
 
@@ -54,6 +55,7 @@ def param_groups(
         weight_decay: The weight decay of what is decayed.
         head_lr_scale: How many times it the rate of the layer that makes the logits is.
         norms_lr_scale: How many times it that of weights and biases of the host's norms is.
+        attention_weight_decay: That of the attention's weights, 0 for none; None for the host's.
 
     Returns:
         Those groups that are not empty, named ``host``, ``host_no_decay``, ``attention`` and
@@ -76,16 +78,17 @@ def param_groups(
         >>> optimizer = torch.optim.AdamW(groups)
     """
     scales = {"attention": attention_lr_scale, "head": head_lr_scale, "norms": norms_lr_scale}
-    check_numbers(lr=lr, weight_decay=weight_decay)
+    attention_decay = weight_decay if attention_weight_decay is None else attention_weight_decay
+    check_numbers(lr=lr, weight_decay=weight_decay, attention_weight_decay=attention_decay)
     check_numbers(**{f"{owner}_lr_scale": scale for owner, scale in scales.items()})
     owners, plain = _owners(model, scales), not_decayed(model)
     rates = {"host": lr, **{owner: lr * scale for owner, scale in scales.items()}}
-    decays = {"": weight_decay, "_no_decay": 0.0}
     groups = {
         owner + suffix: {"name": owner + suffix, "params": [], "lr": rate, "weight_decay": decay}
         for owner, rate in rates.items()
-        for suffix, decay in decays.items()
+        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0))
     }
+    groups["attention"]["weight_decay"] = attention_decay
     for parameter in model.parameters():
         if parameter.requires_grad:
             owner = owners.get(id(parameter), "host")
