@@ -1,5 +1,12 @@
 """Fine-tune a network with attention under Lightning (``pip install lightning``).
 
+To watch:
+
+- Operate in ``__init__``: ``load_from_checkpoint`` runs it before it loads, but not ``setup``. In
+  ``configure_model``, which runs more than once, ask ``attn_surgery.inserted`` first.
+- ``BackboneFinetuning`` freezes the attention in its backbone: ``freeze`` does not.
+- ``sync_batchnorm=True`` replaces norms after the surgery: convert the host before it.
+
 ``python examples/lightning_module.py`` runs on generated images, in seconds.
 """
 
@@ -42,12 +49,14 @@ class FineTuning(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Give the attention ten times the learning rate of the host."""
-        return torch.optim.AdamW(param_groups(self.model, self.lr, attention_lr_scale=10.0))
+        """Give the attention ten times the learning rate of the host, and no weight decay."""
+        return torch.optim.AdamW(
+            param_groups(self.model, self.lr, attention_lr_scale=10.0, attention_weight_decay=0.0)
+        )
 
 
 def main(steps: int = 4, folder: str | Path = ".") -> float:
-    """Train and save; the last loss."""
+    """Train, save, and load into fresh hosts; the last loss."""
     images, labels = torch.randn(8 * steps, 3, 64, 64), torch.randint(10, (8 * steps,))
     module = FineTuning(torchvision.models.resnet18(num_classes=10))
     trainer = lightning.Trainer(
@@ -59,7 +68,15 @@ def main(steps: int = 4, folder: str | Path = ".") -> float:
         enable_progress_bar=False,
     )
     trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size=8))
-    attn_surgery.save(module.model, Path(folder, "attention.safetensors"), host="all")
+
+    trainer.save_checkpoint(checkpoint := Path(folder, "last.ckpt"))
+    host = torchvision.models.resnet18(num_classes=10)
+    again = FineTuning.load_from_checkpoint(checkpoint, host=host).cpu().eval()
+    expected = module.cpu().eval().model(images[:2])
+    assert torch.equal(again.model(images[:2]), expected)
+    attn_surgery.save(module.model, path := Path(folder, "attention.safetensors"), host="all")
+    fresh = attn_surgery.load(torchvision.models.resnet18(num_classes=10), path).eval()
+    assert torch.equal(fresh(images[:2]), expected)
     return trainer.callback_metrics["loss"].item()
 
 
