@@ -28,7 +28,8 @@ def batches(steps: int, classes: int = 10) -> Iterator[tuple[Tensor, Tensor]]:
 
 def train(model: nn.Module, teacher: nn.Module, lr: float, steps: int) -> list[float]:
     """Train what requires a gradient; the loss of each step."""
-    optimizer = torch.optim.AdamW(param_groups(model, lr, attention_lr_scale=10.0))
+    groups = param_groups(model, lr, attention_lr_scale=10.0, attention_weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups)
     losses = []
     model.train()
     for images, labels in batches(steps):
@@ -61,6 +62,11 @@ def main(steps: int = 4, folder: str | Path = ".") -> list[float]:
     freeze(model, ["conv1", "bn1", "layer1"])
     losses += train(model, teacher, lr=1e-4, steps=steps)
     attn_surgery.save(model, Path(folder, "all.safetensors"), host="all")
+
+    fresh = torchvision.models.resnet18(num_classes=10)
+    attn_surgery.load(fresh, Path(folder, "all.safetensors"))
+    images, _ = next(batches(1))
+    assert torch.equal(fresh.eval()(images), model.eval()(images))
     return losses
 
 

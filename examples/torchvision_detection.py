@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 import attn_surgery
 from attn_surgery.finetune import distillation_loss, freeze, freeze_norm_statistics, param_groups
@@ -43,18 +43,24 @@ def classify(detector: Any, seen: dict[str, Any]) -> Tensor:
     return heads.box_predictor(heads.box_head(pooled))[0]
 
 
-def main(steps: int = 2, folder: str | Path = ".") -> list[float]:
-    """Train and save; the losses."""
-    model: nn.Module = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+def build() -> Any:
+    """Return the host."""
+    return torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, num_classes=3, min_size=96, max_size=96
     )
+
+
+def main(steps: int = 2, folder: str | Path = ".") -> list[float]:
+    """Train, save, and load into a fresh host; the losses."""
+    model = build()
     teacher = copy.deepcopy(model).eval()
     attn_surgery.apply(model, "se", where="backbone.*")
     freeze(model, "backbone.body.[0-5]")  # but not the attention in there
     freeze_norm_statistics(model)  # two images are no batch for statistics
     seen = watch(model)
 
-    optimizer = torch.optim.SGD(param_groups(model, lr=0.005), momentum=0.9)
+    groups = param_groups(model, lr=0.005, attention_weight_decay=0.0)
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
     losses = []
     model.train()
     for _ in range(steps):
@@ -65,6 +71,10 @@ def main(steps: int = 2, folder: str | Path = ".") -> list[float]:
         optimizer.step()
         losses.append(loss.item())
     attn_surgery.save(model, Path(folder, "detector.safetensors"), host="all")
+    fresh = attn_surgery.load(build(), Path(folder, "detector.safetensors"))
+    images = torch.rand(1, 3, 96, 96)
+    expected, maps = (each.eval().get_submodule("backbone")(images) for each in (model, fresh))
+    assert all(torch.equal(maps[level], expected[level]) for level in expected)
     return losses
 
 

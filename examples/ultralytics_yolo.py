@@ -13,12 +13,13 @@ To watch:
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("YOLO_OFFLINE", "true")  # neither updates nor weights are looked for
+os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing is fetched; weights need this line away
 
 import torch
 from torch import nn
