@@ -20,7 +20,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import attn_surgery
-from attn_surgery import SurgeryError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -137,20 +136,30 @@ def test_lightning_module(tmp_path):
     lightning = needed("lightning")
     module = example("lightning_module")
     assert math.isfinite(module.main(steps=2, folder=tmp_path))
-    attn_surgery.load(resnet(), tmp_path / "attention.safetensors")
 
-    class Late(module.FineTuning):
+    class Late(lightning.LightningModule):
         """One whose surgery waits for the fit."""
 
         def __init__(self, host):
-            lightning.LightningModule.__init__(self)
+            super().__init__()
             self.model = host
 
         def setup(self, stage):
             attn_surgery.apply(self.model, "cbam")
 
+    class Configured(Late):
+        """One that is operated on by a hook which runs more than once."""
+
+        def configure_model(self):
+            if not attn_surgery.inserted(self.model):
+                attn_surgery.apply(self.model, "cbam")
+
     with pytest.raises(RuntimeError, match="Unexpected key"):
         Late.load_from_checkpoint(tmp_path / "last.ckpt", host=resnet())
+    configured = Configured.load_from_checkpoint(tmp_path / "last.ckpt", host=resnet())
+    configured.configure_model()
+    trained = attn_surgery.load(resnet(), tmp_path / "attention.safetensors")
+    assert same(values(configured.model), values(trained))
 
 
 @others
@@ -258,10 +267,3 @@ def test_ultralytics_yolo(tmp_path, monkeypatch):
     assert not attn_surgery.inserted(plain)
     own = module.AttentionTrainer(overrides=settings).get_model(**given)
     assert same(values(own), values(trained))
-
-
-def test_configure_model_runs_again():
-    """The second surgery is refused, so who may be called twice asks what is there."""
-    model = attn_surgery.apply(torchvision.models.resnet18(), "cbam")
-    with pytest.raises(SurgeryError, match="every site"):
-        attn_surgery.apply(model, "cbam")
