@@ -24,7 +24,7 @@ import attn_surgery
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 # Others' imports and trainers warn under the newest PyTorch.
-others = pytest.mark.filterwarnings("ignore")
+deaf_to_warnings = pytest.mark.filterwarnings("ignore")
 
 
 @cache
@@ -131,7 +131,7 @@ def test_timm_train(tmp_path):
     assert not attn_surgery.inserted(host)
 
 
-@others
+@deaf_to_warnings
 def test_lightning_module(tmp_path):
     lightning = needed("lightning")
     module = example("lightning_module")
@@ -162,7 +162,7 @@ def test_lightning_module(tmp_path):
     assert same(values(configured.model), values(trained))
 
 
-@others
+@deaf_to_warnings
 def test_hugging_face_trainer(tmp_path):
     needed("transformers")
     needed("accelerate")
@@ -191,7 +191,7 @@ def test_hugging_face_trainer(tmp_path):
     assert torch.equal(operated(images).logits, host(images).logits)
 
 
-@others
+@deaf_to_warnings
 def test_hugging_face_trainer_resumes(tmp_path):
     """A checkpoint of the trainer needs an operated model; into a host it loads without a word."""
     needed("transformers")
@@ -219,7 +219,7 @@ def test_hugging_face_trainer_resumes(tmp_path):
     assert not attn_surgery.inserted(host.model)
 
 
-@others
+@deaf_to_warnings
 def test_monai_segmentation(tmp_path):
     networks = needed("monai.networks.utils")
     module = example("monai_segmentation")
@@ -238,7 +238,7 @@ def test_monai_segmentation(tmp_path):
     assert torch.equal(operated(volume), host(volume))
 
 
-@others
+@deaf_to_warnings
 def test_smp_segmentation(tmp_path):
     smp = needed("segmentation_models_pytorch")
     model = example("smp_segmentation").main(steps=2, folder=tmp_path)
@@ -248,7 +248,7 @@ def test_smp_segmentation(tmp_path):
     assert not attn_surgery.inserted(smp.from_pretrained(tmp_path, strict=False))
 
 
-@others
+@deaf_to_warnings
 def test_ultralytics_yolo(tmp_path, monkeypatch):
     """It is AGPL, and so no dependency; nothing is downloaded, nothing written but here."""
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
