@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,26 @@ class Site:
     existing: str | None
     method: str
     reason: str = ""
+
+    def precedes(self, other: Site) -> bool:
+        """Tell whether the other's block is the next: the index in its path is one more.
+
+        Example:
+            >>> first, *others = (
+            ...     Site(path, "Bottleneck", "bn3", 1024, 2, None, "rewrite")
+            ...     for path in ("layer3.4", "layer3.5", "layer3.6", "layer4.5")
+            ... )
+            >>> [first.precedes(each) for each in others]
+            [True, False, False]
+        """
+        own, others = _INDEX.fullmatch(self.block), _INDEX.fullmatch(other.block)
+        if own is None or others is None or own.group(1, 3) != others.group(1, 3):
+            return False
+        return int(others[2]) == int(own[2]) + 1
+
+
+_INDEX = re.compile(r"(.*?)(\d+)((?:\.[^.]*[^.\d])*)", re.DOTALL)
+"""Of a path, the number at the end of the last name that ends in one, and what is around it."""
 
 
 @dataclass(frozen=True)
@@ -185,15 +206,37 @@ class Plan:
         return cls.from_dict(data)
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, fold: bool = True) -> str:
+        """Return the plan as tables.
+
+        Args:
+            fold: Show blocks that follow each other and are alike as one row.
+
+        Example:
+            >>> import torchvision, attn_surgery
+            >>> plan = attn_surgery.plan(torchvision.models.resnet34(), "se")
+            >>> print(plan.text())
+            16 sites to cut
+            <BLANKLINE>
+            block                 type        after    channels    dims    method
+            --------------------  ----------  -------  ----------  ------  --------
+            layer1.0 to layer1.2  BasicBlock  bn2      64          2       rewrite
+            layer2.0 to layer2.3  BasicBlock  bn2      128         2       rewrite
+            layer3.0 to layer3.5  BasicBlock  bn2      256         2       rewrite
+            layer4.0 to layer4.2  BasicBlock  bn2      512         2       rewrite
+        """
         parts = [f"{len(self.sites)} site{'s' * (len(self.sites) != 1)} to cut"]
         if self.sites:
             columns = ["block", "type", "after", "channels", "dims", "method"]
             if any(site.existing for site in self.sites):
                 columns.append("existing")
-            parts.append(_table(self.sites, columns, self._mixture()))
+            parts.append(_table(self.sites, columns, fold, self._mixture()))
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
-            parts.append(_table(self.skipped, ["block", "type", "after", "existing", "reason"]))
+            columns = ["block", "type", "after", "existing", "reason"]
+            parts.append(_table(self.skipped, columns, fold))
         return "\n\n".join(parts)
 
     def _mixture(self) -> dict[str, list[str]]:
@@ -206,10 +249,24 @@ _COLUMNS = {"type": "block_type", "dims": "spatial_dims"}
 
 
 def _table(
-    sites: tuple[Site, ...], columns: list[str], more: Mapping[str, list[str]] | None = None
+    sites: Sequence[Site],
+    columns: Sequence[str],
+    fold: bool,
+    more: Mapping[str, list[str]] | None = None,
 ) -> str:
+    """Draw a row for each site, its block first, or one for each run of rows that are alike."""
     table = {column: [_cell(site, column) for site in sites] for column in columns}
-    return tabulate({**table, **(more or {})}, headers="keys", disable_numparse=True)
+    table |= more or {}
+    rows: list[list[str]] = []
+    first, last = "", None
+    for site, (block, *rest) in zip(sites, zip(*table.values(), strict=True), strict=True):
+        if fold and last is not None and last.precedes(site) and rows[-1][1:] == rest:
+            rows[-1][0] = f"{first} to {block}"
+        else:
+            rows.append([block, *rest])
+            first = block
+        last = site
+    return tabulate(rows, headers=list(table), disable_numparse=True)
 
 
 def _cell(site: Site, column: str) -> str:

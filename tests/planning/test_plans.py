@@ -18,6 +18,7 @@ from versions import skip_younger_attention
 
 import attn_surgery
 from attn_surgery import Plan, SurgeryError
+from attn_surgery.planning.sites import Assignment, Site
 from attn_surgery.planning.where import Choice, every, last_of_stage, matching, min_channels, stage
 
 MIXED: dict[str, Any] = {
@@ -54,10 +55,66 @@ def test_each_pattern_has_options_of_its_own(mixed: Plan) -> None:
 
 
 def test_a_printed_plan_shows_the_options(mixed: Plan) -> None:
-    lines = {line.split()[0]: line for line in str(mixed).splitlines() if line}
-    assert lines["layer1.0"].endswith("se(reduction=8)")
-    assert lines["layer2.1"].endswith("eca(kernel_size=5)")
+    lines = {line.split("  ")[0]: line for line in mixed.text().splitlines()}
+    assert lines["layer1.0 to layer1.1"].endswith("se(reduction=8)")
+    assert lines["layer2.0 to layer2.1"].endswith("eca(kernel_size=5)")
     assert lines["layer4.1"].endswith("cbam")
+
+
+# Folding
+
+
+def shown(plan: Plan, *, fold: bool = True) -> list[str]:
+    """Return the first cells of the rows of a printed plan."""
+    lines = plan.text(fold=fold).splitlines()
+    return [line.split("  ")[0] for line in lines if "  " in line][2:]
+
+
+def site(block: str, **more: Any) -> Site:
+    about = {"block_type": "Block", "after": "bn2", "channels": 8, "method": "rewrite"}
+    return Site(block=block, spatial_dims=2, existing=None, **{**about, **more})
+
+
+def plan_of(*sites: Site) -> Plan:
+    return Plan(sites, (), (Assignment("se"),) * len(sites))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "folded"),
+    [
+        (["a.0", "a.1", "a.2", "b.0"], ["a.0 to a.2", "b.0"]),
+        (["a.8", "a.9", "a.10", "a.11"], ["a.8 to a.11"]),
+        (["a.0", "a.2", "a.3"], ["a.0", "a.2 to a.3"]),
+        (["a.1", "a.0"], ["a.1", "a.0"]),
+        (["a.0", "a.0"], ["a.0", "a.0"]),
+        (["a.1.0", "a.2.0"], ["a.1.0", "a.2.0"]),
+        (["a1.unit1", "a1.unit2", "a2.unit3"], ["a1.unit1 to a1.unit2", "a2.unit3"]),
+        (["a.0.conv2d", "a.1.conv2d"], ["a.0.conv2d to a.1.conv2d"]),
+        (["a.0.conv2d", "a.0.conv3d"], ["a.0.conv2d", "a.0.conv3d"]),
+        (["", "a"], ["(the host)", "a"]),
+    ],
+)
+def test_a_run_is_of_blocks_with_the_next_index(blocks: list[str], folded: list[str]) -> None:
+    plan = plan_of(*map(site, blocks))
+    assert shown(plan) == folded
+    assert shown(plan, fold=False) == [block or "(the host)" for block in blocks]
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [{"after": "bn3"}, {"channels": 16}, {"block_type": "Other"}, {"method": "attach"}],
+)
+def test_what_differs_in_anything_that_is_shown_is_not_folded(difference: dict[str, Any]) -> None:
+    plan = plan_of(site("a.0"), site("a.1", **difference), site("a.2"))
+    assert shown(plan) == ["a.0", "a.1", "a.2"]
+
+
+def test_the_skipped_are_folded_by_reason() -> None:
+    reasons = ["no way in", "no way in", "not selected by where"]
+    skipped = [site(f"a.{i}", method="", reason=reason) for i, reason in enumerate(reasons)]
+    plan = Plan((), tuple(skipped))
+    assert shown(plan) == ["a.0 to a.1", "a.2"]
+    assert shown(plan, fold=False) == ["a.0", "a.1", "a.2"]
 
 
 def test_the_modules_have_their_options() -> None:

@@ -211,10 +211,11 @@ def test_a_plan_is_plain_data(host):
 
 
 def test_a_plan_prints_as_a_table(host):
-    text = str(attn_surgery.plan(host, "se", where="layer1.*"))
-    assert "2 sites to cut" in text
-    assert "layer1.1  BasicBlock  bn2      64" in text
-    assert "not selected by where" in text
+    plan = attn_surgery.plan(host, "se", where="layer1.*")
+    assert "2 sites to cut" in str(plan)
+    assert "layer1.0 to layer1.1  BasicBlock  bn2      64" in str(plan)
+    assert "not selected by where" in str(plan)
+    assert "layer1.1  BasicBlock  bn2      64" in plan.text(fold=False)
 
 
 @pytest.mark.parametrize("attention", ["se", "cbam"])
