@@ -23,7 +23,7 @@ from attn_surgery.host import (
 )
 from attn_surgery.planning import Attention
 from attn_surgery.reporting.costs import Counted, count, site_costs
-from attn_surgery.reporting.measuring import Conditions, checked_device, checked_dtype
+from attn_surgery.reporting.measuring import Conditions, checked_device, checked_dtype, waiting
 from attn_surgery.reporting.result import Report
 from attn_surgery.reporting.rows import Row
 from attn_surgery.reporting.times import Measured
@@ -86,7 +86,7 @@ def report(
         threads: CPU threads while measuring.
         seconds: Time for measuring the forward pass of all, and again for the training step, and
             for the attentions of all sites.
-        progress: Show a progress bar on stderr; None is "if it is a terminal".
+        progress: Show on stderr how far it is; None is "if it is a terminal".
         **options: For every attention.
 
     Returns:
@@ -114,10 +114,11 @@ def report(
     )
     asked = {"where": where, "position": position, "existing": existing, **options}
     with undisturbed_randomness(place):
-        host = _copied(model, name, dtype)
-        variants = [Variant.planned(host, one, asked, init) for one in as_list(attention)]
-        counted = _counted(Row(name, None, 0, None, None), host, variants, given, per_site)
-        result = _report(name, given, variants, counted, per_site)
+        with waiting(f"{name}: counting", progress):
+            host = _copied(model, name, dtype)
+            variants = [Variant.planned(host, one, asked, init) for one in as_list(attention)]
+            counted = _counted(Row(name, None, 0, None, None), host, variants, given, per_site)
+            result = _report(name, given, variants, counted, per_site)
         if place.type != "meta":
             kinds = [kind for kind, wanted in ((False, latency), (True, train)) if wanted]
             measured = Measured(model, variants, given, conditions)

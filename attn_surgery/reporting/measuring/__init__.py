@@ -11,6 +11,7 @@ from attn_surgery.reporting.measuring.conditions import (
 from attn_surgery.reporting.measuring.copies import copies_of_maps
 from attn_surgery.reporting.measuring.latency import Measurement, Timings, measure
 from attn_surgery.reporting.measuring.parts import PartTimes, measure_parts
+from attn_surgery.reporting.measuring.progress import waiting
 from attn_surgery.reporting.measuring.statistics import Timing, added_in_units
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "device_name",
     "measure",
     "measure_parts",
+    "waiting",
 ]
