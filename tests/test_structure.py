@@ -35,6 +35,7 @@ ROOMS = [
     "surgery",
     "reporting.counting",
     "reporting.measuring",
+    "reporting.drawing",
     "reporting",
     "suggesting",
     "finetune.process",
@@ -57,7 +58,10 @@ ROOMS = [
 ]
 """The way of a model through the package; a file that is in no folder but the top's is a room."""
 
-INNER = ("attention.construction", "reporting.counting", "reporting.measuring")
+INNER = (
+    *("attention.construction", "reporting.counting", "reporting.measuring"),
+    "reporting.drawing",
+)
 """Rooms within a room, which has the only door to them from outside."""
 
 

@@ -6,12 +6,13 @@ import argparse
 import json
 from dataclasses import asdict
 
-from attn_surgery.reporting import catalogue, listing_table
+from attn_surgery.reporting import catalogue, listing_table, waiting
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the attentions that there are."""
-    listings = catalogue()
+    with waiting("trying each attention"):
+        listings = catalogue()
     if arguments.json:
         print(json.dumps([asdict(each) for each in listings], indent=2))
     else:

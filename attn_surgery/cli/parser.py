@@ -17,6 +17,8 @@ MODEL_HELP = "resnet50, timm/NAME, torchvision/NAME or package.module:callable"
 ATTENTION_HELP = "a name, 'layer4.*=cbam,*=se' for a mixture, or the file of a plan, as plan.json"
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 """Those of a report."""
+COSTS = ("params", "macs", "elementwise", "moved")
+"""Those of a drawing."""
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,6 +48,14 @@ def _add_plan(commands: Any) -> None:
         "--attention", default="cbam", metavar="NAME", help=f"{ATTENTION_HELP}; default: cbam"
     )
     command.add_argument("--output", metavar="FILE.json", help="save the plan, too")
+    command.add_argument("--all", action="store_true", help="show alike blocks one by one")
+    command.add_argument(
+        "--draw", type=Path, metavar="FILE.svg", help="draw the plan, too: .svg, .html or .png"
+    )
+    command.add_argument(
+        "--cost", choices=COSTS, help="what the drawing's bars tell; default: params"
+    )
+    _add_input(command)
     _add_surgery_options(command)
 
 
@@ -60,12 +70,7 @@ def _add_report(commands: Any) -> None:
         metavar="NAME",
         help=f"{ATTENTION_HELP}; default: se cbam",
     )
-    command.add_argument(
-        "--input",
-        metavar="3x224x224",
-        help="shape of one input, channels first; several with commas; or package.module:callable "
-        "for a function that makes the input",
-    )
+    _add_input(command)
     command.add_argument("--pretrained", action="store_true", help="download the default weights")
     command.add_argument("--checkpoint", metavar="FILE", help="state dict that has to fit")
     _add_surgery_options(command)
@@ -197,6 +202,15 @@ def _add_evaluate(commands: Any) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="as in finetune"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_input(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--input",
+        metavar="3x224x224",
+        help="shape of one input, channels first; several with commas; or package.module:callable "
+        "for a function that makes the input",
+    )
 
 
 def _add_surgery_options(command: argparse.ArgumentParser) -> None:

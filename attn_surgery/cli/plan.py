@@ -5,17 +5,51 @@ from __future__ import annotations
 import argparse
 import json
 
+from torch import nn
+
 from attn_surgery.cli.surgery_options import asked
-from attn_surgery.host import load_model
-from attn_surgery.planning import parse_attention
+from attn_surgery.errors import SurgeryError
+from attn_surgery.host import load_model, parse_input
+from attn_surgery.planning import Plan, parse_attention
+from attn_surgery.reporting import check_drawing, draw_plan, waiting
 from attn_surgery.surgery import plan
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the plan that the words ask for."""
-    model = load_model(arguments.model)
-    planned = plan(model, parse_attention(arguments.attention), **asked(arguments))
+    _check_drawing(arguments)
+    with waiting(f"{arguments.model}: loading"):
+        model = load_model(arguments.model)
+    with waiting(f"{arguments.model}: planning"):
+        planned = plan(model, parse_attention(arguments.attention), **asked(arguments))
     if arguments.output is not None:
         planned.save(arguments.output)
-    print(json.dumps(planned.to_dict(), indent=2) if arguments.json else planned)
+    if arguments.draw is not None:
+        with waiting(f"{arguments.model}: counting and drawing"):
+            _draw(planned, model, arguments)
+    if arguments.json:
+        print(json.dumps(planned.to_dict(), indent=2))
+    else:
+        print(planned.text(fold=not arguments.all))
     return 0
+
+
+def _check_drawing(arguments: argparse.Namespace) -> None:
+    """Refuse, before anything is done, what could not be drawn afterwards."""
+    if arguments.draw is not None:
+        check_drawing(arguments.draw)
+    elif arguments.input is not None or arguments.cost is not None:
+        word = "--input" if arguments.cost is None else "--cost"
+        raise SurgeryError(f"{word} is for a drawing: name its file with --draw")
+
+
+def _draw(planned: Plan, model: nn.Module, arguments: argparse.Namespace) -> None:
+    draw_plan(
+        planned,
+        arguments.draw,
+        host=model,
+        input_size=None if arguments.input is None else parse_input(arguments.input),
+        name=arguments.model,
+        cost=arguments.cost or "params",
+        fold=False if arguments.all else None,
+    )

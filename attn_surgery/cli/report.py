@@ -22,6 +22,7 @@ from attn_surgery.reporting import (
     plot,
     render,
     report,
+    waiting,
 )
 
 _CONDITIONS = ("batch_size", "dtype", "autocast", "channels_last", "graph", "threads", "seconds")
@@ -76,12 +77,13 @@ def _keywords(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _one(name: str, arguments: argparse.Namespace, keywords: dict[str, Any]) -> Report:
     try:
-        model = load_model(
-            name,
-            pretrained=arguments.pretrained,
-            checkpoint=arguments.checkpoint,
-            device=None if keywords["device"] else "meta",
-        )
+        with waiting(f"{name}: loading", arguments.progress):
+            model = load_model(
+                name,
+                pretrained=arguments.pretrained,
+                checkpoint=arguments.checkpoint,
+                device=None if keywords["device"] else "meta",
+            )
         attentions = [parse_attention(each) for each in arguments.attention]
         return report(model, attentions, name=name, **keywords)
     except SurgeryError as error:

@@ -7,7 +7,14 @@ another format, as a picture. The catalogue does the same for the attentions alo
 from attn_surgery.reporting.catalogue import catalogue, listing_table
 from attn_surgery.reporting.counting import count_work
 from attn_surgery.reporting.formats import render
-from attn_surgery.reporting.measuring import accelerator, checked_device, command, device_name
+from attn_surgery.reporting.measuring import (
+    accelerator,
+    checked_device,
+    command,
+    device_name,
+    waiting,
+)
+from attn_surgery.reporting.plan_drawing import check_drawing, draw_plan
 from attn_surgery.reporting.plot import check_plot, plot
 from attn_surgery.reporting.report import report
 from attn_surgery.reporting.result import WIDTH, Report, check_columns
@@ -20,13 +27,16 @@ __all__ = [
     "accelerator",
     "catalogue",
     "check_columns",
+    "check_drawing",
     "check_plot",
     "checked_device",
     "command",
     "count_work",
     "device_name",
+    "draw_plan",
     "listing_table",
     "plot",
     "render",
     "report",
+    "waiting",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attn_surgery.errors import SurgeryError, one_line
+from attn_surgery.reporting.drawing import imported, new_figure
 from attn_surgery.reporting.result import Report
 from attn_surgery.reporting.rows import Row
 
@@ -128,7 +128,7 @@ def _draw(axes: Any, point: Point, low: float, high: float) -> None:
 
 def _label(figure: Any, axes: Any, points: Sequence[Point]) -> None:
     """Write the titles where they fall on nothing."""
-    place: Any = _imported("adjustText")
+    place: Any = imported("adjustText")
     figure.draw_without_rendering()  # what is laid out moves the axes
     texts = [axes.text(each.params, each.added, each.title) for each in points]
     place.adjust_text(
@@ -154,19 +154,8 @@ def check_plot(path: str | Path) -> None:
 
 
 def _figure() -> Any:
-    _imported("adjustText")
-    # A figure of its own, without pyplot: no display is needed, and no global state changed.
-    figures: Any = _imported("matplotlib.figure")
-    return figures.Figure(figsize=(7, 4.5), layout="constrained")
-
-
-def _imported(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SurgeryError(
-            f"a plot needs {name.partition('.')[0]}: pip install 'attn-surgery[plot]'"
-        ) from error
+    imported("adjustText")
+    return new_figure(7, 4.5, layout="constrained")
 
 
 def _points(report: Report) -> list[Point]:

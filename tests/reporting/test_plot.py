@@ -123,5 +123,5 @@ def test_the_frontier(drawn_points: list[tuple[int, int]]) -> None:
 
 def test_without_adjusttext(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adjustText", None)
-    with pytest.raises(SurgeryError, match="a plot needs adjustText: pip install"):
+    with pytest.raises(SurgeryError, match="a picture needs adjustText: pip install"):
         plot(CROWDED, "x.png")
