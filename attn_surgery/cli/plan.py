@@ -9,7 +9,7 @@ from torch import nn
 
 from attn_surgery.cli.surgery_options import asked
 from attn_surgery.errors import SurgeryError
-from attn_surgery.host import load_model, parse_input
+from attn_surgery.host import Input, load_model, parse_input
 from attn_surgery.planning import Plan, parse_attention
 from attn_surgery.reporting import check_drawing, draw_plan, waiting
 from attn_surgery.surgery import plan
@@ -17,7 +17,7 @@ from attn_surgery.surgery import plan
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the plan that the words ask for."""
-    _check_drawing(arguments)
+    given = _checked_input(arguments)
     with waiting(f"{arguments.model}: loading"):
         model = load_model(arguments.model)
     with waiting(f"{arguments.model}: planning"):
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         planned.save(arguments.output)
     if arguments.draw is not None:
         with waiting(f"{arguments.model}: counting and drawing"):
-            _draw(planned, model, arguments)
+            _draw(planned, model, given, arguments)
     if arguments.json:
         print(json.dumps(planned.to_dict(), indent=2))
     else:
@@ -34,21 +34,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_drawing(arguments: argparse.Namespace) -> None:
-    """Refuse, before anything is done, what could not be drawn afterwards."""
+def _checked_input(arguments: argparse.Namespace) -> Input | None:
+    """Return the input; refuse, before anything is done, what could not be drawn afterwards."""
     if arguments.draw is not None:
         check_drawing(arguments.draw)
     elif arguments.input is not None or arguments.cost is not None:
         word = "--input" if arguments.cost is None else "--cost"
         raise SurgeryError(f"{word} is for a drawing: name its file with --draw")
+    return None if arguments.input is None else parse_input(arguments.input)
 
 
-def _draw(planned: Plan, model: nn.Module, arguments: argparse.Namespace) -> None:
+def _draw(
+    planned: Plan, model: nn.Module, given: Input | None, arguments: argparse.Namespace
+) -> None:
     draw_plan(
         planned,
         arguments.draw,
         host=model,
-        input_size=None if arguments.input is None else parse_input(arguments.input),
+        input_size=given,
         name=arguments.model,
         cost=arguments.cost or "params",
         fold=False if arguments.all else None,

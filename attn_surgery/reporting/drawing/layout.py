@@ -55,6 +55,8 @@ def picture(
 
 def summed_up(blocks: Sequence[Block], costs: Costs | None) -> str:
     """Say what a plan comes to."""
+    if not blocks:
+        return "no residual block was found"
     cut = [block for block in blocks if block.is_cut]
     told = f"{_number(cut)} of {_number(blocks)} blocks get attention"
     if held := _number([block for block in blocks if block.held]):

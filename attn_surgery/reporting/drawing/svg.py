@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from xml.sax.saxutils import escape
 
@@ -21,8 +22,8 @@ def svg(picture: Picture) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
             f'width="{width}" height="{height}" role="img" '
             'aria-labelledby="plan-title plan-about">',
-            f'<title id="plan-title">{escape(picture.title)}</title>',
-            f'<desc id="plan-about">{escape(picture.description)}</desc>',
+            f'<title id="plan-title">{_said(picture.title)}</title>',
+            f'<desc id="plan-about">{_said(picture.description)}</desc>',
             "<style>",
             *_styles(looks),
             "</style>",
@@ -58,7 +59,7 @@ def _form(look: Look) -> str:
 
 
 def _group(group: Group) -> str:
-    title = f"<title>{escape(group.title)}</title>" if group.title else ""
+    title = f"<title>{_said(group.title)}</title>" if group.title else ""
     return "\n".join(["<g>" + title, *map(_shape, group.shapes), "</g>"])
 
 
@@ -70,9 +71,17 @@ def _shape(shape: Shape) -> str:
         return f'<rect {look} x="{_short(shape.x)}" y="{_short(shape.y)}" {size}{radius}/>'
     if isinstance(shape, Text):
         place = f'x="{_short(shape.x)}" y="{_short(shape.y)}"'
-        return f"<text {look} {place}>{escape(shape.text)}</text>"
+        return f"<text {look} {place}>{_said(shape.text)}</text>"
     points = " ".join(f"{_short(x)},{_short(y)}" for x, y in shape.points)
     return f'<polyline {look} points="{points}"/>'
+
+
+def _said(text: str) -> str:
+    """Return a text as XML takes it, which has no control characters."""
+    return escape(_UNSAYABLE.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+_UNSAYABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def _short(number: float) -> str:
