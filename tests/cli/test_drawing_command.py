@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from attn_surgery.reporting import plan_drawing
 from attn_surgery.reporting.drawing import COSTS
 from attn_surgery.reporting.measuring import progress
 
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/drawings.md").read_text()
 RESNET = ["plan", "torchvision/resnet18", "--attention", "se"]
 
 
@@ -92,6 +95,34 @@ def test_mistakes_are_told_before_any_work(
 
 def test_the_costs_of_the_words_are_those_of_the_drawing() -> None:
     assert tuple(COSTS) == parser.COSTS
+
+
+# The page that shows drawings
+
+COMMANDS = re.findall(r"^attn-surgery (.+) --draw (docs/pictures/\S+)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("words", "picture"), COMMANDS)
+def test_the_drawings_shown_are_those_of_their_commands(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str, picture: str
+) -> None:
+    path = tmp_path / "plan.svg"
+    assert run(capsys, *words.split(), "--draw", str(path))[0] == 0
+    assert path.read_text() == (ROOT / picture).read_text()
+    assert path.stat().st_size < 100_000
+
+
+def test_every_drawing_is_shown() -> None:
+    pictures = {str(path.relative_to(ROOT)) for path in (ROOT / "docs/pictures").glob("*.svg")}
+    assert pictures == {picture for _, picture in COMMANDS}
+    assert pictures == {f"docs/{link}" for link in re.findall(r"\]\(([^)]+)\)", PAGE)}
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    exec(example, {})
+    assert "9 of 16 blocks get attention" in (tmp_path / "plan.html").read_text()
 
 
 # Progress
