@@ -79,12 +79,12 @@ def draw_plan(
         fold = len({site.block for site in (*plan.sites, *plan.skipped)}) > LONG
     blocks = blocks_of(plan, costs and costs.by_block, order=order, fold=fold)
     drawn = picture(_title(plan, name), blocks, costs, notes)
+    form = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".png":
+        if form == ".png":
             write_png(drawn, path)
         else:
-            is_page = path.suffix.lower() == ".html"
-            text = page(drawn, blocks, costs) if is_page else f"{svg(drawn)}\n"
+            text = f"{svg(drawn)}\n" if form == ".svg" else page(drawn, blocks, costs)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise SurgeryError(f"cannot write {path}: {one_line(error)}") from error

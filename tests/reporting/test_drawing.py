@@ -104,6 +104,7 @@ def test_a_block_with_several_sites_is_one() -> None:
 
 LONG_NAMES = plan_of(
     [
+        site(".".join(["a_stage_of_a_long_name"] * 6) + ".0", block_type="TypesWithLongNames" * 9),
         site("model.encoder.a_very_long_stage_name_that_ends.blocks.12.conv", after="a_long_name"),
         *(site(f"features.{i}", existing="block.squeeze_and_excitation") for i in range(3)),
     ],

@@ -33,7 +33,7 @@ def picture(
     summary = summed_up(blocks, costs)
     groups: list[Group] = []
     y = 42.0
-    heading: list[Shape] = [Text(MARGIN, y, title, "title")]
+    heading: list[Shape] = [Text(MARGIN, y, _cut_off(title, 80), "title")]
     for line in (summary, *notes):
         for part in textwrap.wrap(line, 135):
             y += 20
@@ -49,8 +49,12 @@ def picture(
     legend, y = _legend(blocks, y + 26, costs)
     reasons, y = _reasons(blocks, y, frame)
     paper = Group((Rect(0, 0, WIDTH, y + MARGIN, "page"),))
-    described = " ".join([summary, *notes])
+    described = "; ".join([summary, *notes])
     return Picture(WIDTH, y + MARGIN, title, described, (paper, *groups, legend, *reasons))
+
+
+def _cut_off(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def summed_up(blocks: Sequence[Block], costs: Costs | None) -> str:
@@ -93,8 +97,8 @@ def _panel(
 def _headline(stage: str, blocks: Sequence[Block], y: float) -> Iterator[Text]:
     types = dict.fromkeys(site.block_type for block in blocks for site in block.sites)
     number = _number(blocks)
-    name = stage or "(the host)"
     x = MARGIN + INSET
+    name = shortened(stage or "(the host)", "stage", WIDTH / 2, at_end=False)
     yield Text(x, y, name, "stage")
     about = f"{number} block{'s' * (number > 1)}: {', '.join(types)}"
     x += LOOKS["stage"].letter * len(name) + 14
