@@ -282,7 +282,7 @@ def test_a_page_has_the_same_as_a_table(mobilenet: nn.Module, tmp_path: Path) ->
         ("params", "params", "params"),
         ("macs", "macs", "MACs"),
         ("elementwise", "elementwise_ops", "ops"),
-        ("moved", "bytes_moved", "B moved"),
+        ("moved", "bytes_moved", "bytes moved"),
     ],
 )
 def test_each_cost_is_the_reports(tmp_path: Path, cost: str, attribute: str, unit: str) -> None:

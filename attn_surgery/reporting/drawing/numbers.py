@@ -9,7 +9,7 @@ COSTS = {
     "params": ("params", "parameters"),
     "macs": ("MACs", "multiply-adds of convolutions and matrix products"),
     "elementwise": ("ops", "elementwise operations and reductions"),
-    "moved": ("B moved", "bytes that elementwise operators read and write"),
+    "moved": ("bytes moved", "bytes that elementwise operators read and write"),
 }
 """Each cost that can be shown, by its word: its unit, and what it is."""
 
