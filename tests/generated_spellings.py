@@ -72,6 +72,12 @@ class StarredSizes(Convolved):
         return self.ends_here(self.bn2(self.conv2(f.flatten(1).view(batch, *sizes))), "bn2")
 
 
+class Precise(Convolved):
+    def branch(self, x: Any) -> Any:
+        f = torch.relu(self.conv1(torch.as_tensor(x)))
+        return self.ends_here(self.bn2(self.conv2(f * (1 + torch.finfo(f.dtype).eps))), "bn2")
+
+
 class EndsByItems(Convolved):
     """The end is written, part by part, into a tensor that is empty before."""
 
@@ -90,6 +96,7 @@ SPELLED_IN_CHILD: dict[str, type[Residual]] = {
     "shifted": Shifted,
     "loop over chunk": OverParts,
     "starred": StarredSizes,
+    "finfo": Precise,
 }
 SPELLED_BRANCHES: dict[str, type[Residual]] = {**SPELLED_IN_CHILD, "items set": EndsByItems}
 
@@ -138,10 +145,18 @@ class WithAssertion(Residual):
         return self.out(f + self.shortcut(x))
 
 
+class WithoutAutocast(Residual):
+    def forward(self, x: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            torch._check(x.shape[1] > 0)
+            return self.out(self.end(x) + self.shortcut(x))
+
+
 SPELLED_ADDITIONS: dict[str, type[Residual]] = {"stack, sum": AddedStack}
 UNFAITHFULLY_SPELLED: dict[str, type[Residual]] = {
     "addcmul": Addcmul,
     "data": WithData,
     "while": WithLoop,
     "assertion": WithAssertion,
+    "autocast": WithoutAutocast,
 }

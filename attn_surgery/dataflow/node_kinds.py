@@ -93,7 +93,7 @@ _NAMES = {
     Kind.SLICE: "narrow select index_select",
     Kind.SPLIT: "chunk split tensor_split unbind split_with_sizes hsplit vsplit dsplit",
     Kind.IDENTITY: "contiguous clone to type_as type float half bfloat16 double cpu cuda detach "
-    "requires_grad alias identity",
+    "requires_grad alias identity as_tensor asarray",
     Kind.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
     "feature_alpha_dropout",
     Kind.ADD: "add iadd radd addcmul addcdiv",

@@ -32,6 +32,8 @@ _PURE_BUILTINS = frozenset(
 _UNSEEN = frozenset(
     "checkpoint checkpoint_sequential is_tensor isinstance "
     "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
+    "get_autocast_dtype get_autocast_cpu_dtype get_autocast_gpu_dtype is_autocast_available "
+    "get_float32_matmul_precision get_deterministic_debug_mode is_warn_always_enabled "
     "is_anomaly_enabled are_deterministic_algorithms_enabled is_deterministic get_default_dtype "
     "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
     "is_tracing get_rng_state initial_seed get_num_threads is_available".split()

@@ -76,6 +76,11 @@ def at_work(tracer: Any) -> Iterator[None]:
         yield
 
 
+def tracer_at_work() -> Any:
+    """Return the tracer that is told in this thread, if there is one."""
+    return _at_work.tracer
+
+
 _PATCHED = "__fx_already_patched"
 """By this fx knows that it has nothing to write: it would otherwise, all the same."""
 

@@ -49,7 +49,7 @@ class Value(fx.Proxy):
         return id(self)
 
     def __str__(self) -> str:
-        return str(self._guess(0))
+        return str(guess_of(self, 0))
 
     def __format__(self, format_spec: str) -> str:
         return str(self)
@@ -180,6 +180,19 @@ def kind_of(node: fx.Node) -> type:
     if _is_shape(node):
         return torch.Size
     return int if _is_number(node) else Tensor
+
+
+def guess_of(value: Value, otherwise: object) -> Any:
+    """Return what a value may be where somebody insists on one, and note that it is a guess.
+
+    Args:
+        value: The value.
+        otherwise: The guess where it is no dtype and no device.
+    """
+    value._guess(0)
+    asked = value.node.args[1] if value.node.target is getattr else None
+    likely = {"dtype": torch.float32, "device": torch.device("cpu"), "type": "cpu"}
+    return likely.get(str(asked), otherwise)
 
 
 def _reads_class(frame: types.FrameType) -> bool:

@@ -27,6 +27,7 @@ from attn_surgery.host import (
 )
 from attn_surgery.tracing.asked_types import taken_for_tensors
 from attn_surgery.tracing.einops_calls import recorded_patterns
+from attn_surgery.tracing.insisting_calls import guessed_arguments
 from attn_surgery.tracing.module_calls import remembered
 from attn_surgery.tracing.proxies import Watched
 from attn_surgery.tracing.returned_values import returns_noted
@@ -158,8 +159,9 @@ def _prepared(
     ):
         warnings.simplefilter("ignore")
         with (
-            recorded_factories(tracer),
+            recorded_factories(),
             recorded_patterns(tracer),
+            guessed_arguments(),
             taken_for_tensors(tracer, modules),
         ):
             yield

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
@@ -246,6 +247,8 @@ class Tracer(fx.Tracer):
         """Return what stands for an argument in the graph."""
         if isinstance(a, fx.Proxy):
             return a.node
+        if isinstance(a, np.generic):
+            return a.item()
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         named = self.getattr("", a, {})

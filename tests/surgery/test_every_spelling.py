@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -257,9 +258,59 @@ class StackedSum(Block):
         return torch.stack([x, self.branch(x)]).sum(0)
 
 
+# What torch insists on
+
+
+class WithoutAutocast(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return x + self.branch(x.float())
+
+
+class InItsDtype(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        enabled = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if enabled else x.dtype
+        with torch.amp.autocast(device_type=x.device.type, dtype=x.dtype, enabled=enabled):
+            return x + self.branch(x).to(dtype)
+
+
+class Precise(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.branch(x)
+        return x + h / (1 + torch.finfo(h.dtype).eps * torch.iinfo(torch.int8).max)
+
+
+class OnItsDevice(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        if str(x.device).startswith("cpu") and f"{x.dtype}" == "torch.float32":
+            return x + self.branch(x) * np.float32(0.3)
+        return x
+
+
+class Checked(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check(x.shape[1] == C, lambda: f"{x.shape[1]} channels")
+        return x + self.branch(x)
+
+
+class AsTensors(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(torch.relu(self.a(torch.as_tensor(x, dtype=x.dtype))))
+        return torch.as_tensor(h + torch.as_tensor(x))
+
+
+class Windowed(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        window = torch.hann_window(x.shape[-1], periodic=False) + torch.logspace(0, 1, x.size(-1))
+        shape = torch.broadcast_shapes(x.shape, (1, C, 1, 1))
+        return x + self.branch(x * window).expand(shape)
+
+
 ONE = [There, Squeezed, Packed, Layers, LayersMadeHere, Embedded, MadeHere, ChainMadeHere, ByItems]
 ONE += [BySlices, ByCopy, HalfOfTheResult, Starred, StarredParts, Split, Unbound, OverModules]
 ONE += [Asserted, AskedForNone, While, InPlace, Typed, Nested, Helped, Addcmul, StackedSum]
+ONE += [WithoutAutocast, InItsDtype, Precise, OnItsDevice, Checked, AsTensors, Windowed]
 
 
 def network(kind: type[nn.Module]) -> nn.Module:

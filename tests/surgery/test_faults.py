@@ -218,7 +218,8 @@ def around() -> list[Any]:
     """Return what else a verb changes for a while."""
     factories = [getattr(torch, name) for name in FACTORIES]
     grad = torch.is_grad_enabled()
-    return [*factories, grad, str(torch.empty(0).device), str(random.getstate())]
+    insisting = [torch.autocast.__init__, torch.is_autocast_enabled, torch._check]
+    return [*factories, *insisting, grad, str(torch.empty(0).device), str(random.getstate())]
 
 
 # Tries
