@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from attn_surgery.attention import available, register
     from attn_surgery.planning import Plan, Site
     from attn_surgery.reporting import Report, Row, report
+    from attn_surgery.showing import Gallery, show
     from attn_surgery.suggesting import SiteScore, Suggestion, suggest
     from attn_surgery.surgery import (
         apply,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Gallery",
     "Plan",
     "Report",
     "Row",
@@ -42,6 +44,7 @@ __all__ = [
     "remove",
     "report",
     "save",
+    "show",
     "suggest",
     "switch",
 ]
@@ -54,6 +57,7 @@ __getattr__ = imported_when_asked(
         "finetune": [],
         "planning": ["Plan", "Site"],
         "reporting": ["Report", "Row", "report"],
+        "showing": ["Gallery", "show"],
         "suggesting": ["SiteScore", "Suggestion", "suggest"],
         "surgery": ("apply compile_attention inserted load plan remove save switch".split()),
     },

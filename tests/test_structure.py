@@ -52,6 +52,7 @@ ROOMS = [
     "finetune.running",
     "finetune.suggesting",
     "finetune",
+    "showing",
     "cli",
     "",
     "__main__",

@@ -36,6 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_list(commands)
     _add_finetune(commands)
     _add_suggest(commands)
+    _add_show(commands)
     _add_evaluate(commands)
     return parser.parse_args(argv)
 
@@ -172,6 +173,47 @@ def _add_suggest(commands: Any) -> None:
         "--batches", type=int, default=20, metavar="N", help="how many to look at; default: 20"
     )
     command.add_argument("--output", metavar="FILE.json", help="save the plan, too")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_show(commands: Any) -> None:
+    command = commands.add_parser(
+        "show", help="show over images what inserted attention does, beside the host"
+    )
+    command.set_defaults(command="show")
+    command.add_argument("model", metavar="MODEL", help=f"the host: {MODEL_HELP}")
+    command.add_argument(
+        "--weights", required=True, metavar="FILE", help="the attention, as attn_surgery.save wrote"
+    )
+    command.add_argument(
+        "--images",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="files, or folders, whose subfolders are labels",
+    )
+    command.add_argument("--pretrained", action="store_true", help="download the host's weights")
+    command.add_argument("--checkpoint", metavar="FILE", help="the host's state dict, has to fit")
+    command.add_argument(
+        "--output",
+        nargs="+",
+        type=Path,
+        default=[Path("sheet.png"), Path("page.html"), Path("arrays.npz")],
+        metavar="FILE",
+        help="what is written, by the ending; default: sheet.png page.html arrays.npz",
+    )
+    command.add_argument(
+        "--classes", metavar="FILE", help="the classes' names, one a line; or imagenet"
+    )
+    command.add_argument(
+        "--target", metavar="CLASS", help="what maps explain; default: the host's best, for both"
+    )
+    command.add_argument("--layer", metavar="PATH", help="whose maps; default: the last with space")
+    command.add_argument(
+        "--method", default="GradCAM", help="GradCAM (default), GradCAMPlusPlus, ..., or none"
+    )
+    command.add_argument("--device", help="default: the accelerator if there is one, else cpu")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 

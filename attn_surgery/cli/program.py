@@ -1,4 +1,4 @@
-"""The command line: ``attn-surgery plan | report | list | finetune | suggest | evaluate``.
+"""The command line: ``attn-surgery plan | report | list | finetune | suggest | show | evaluate``.
 
 Exit status: 0 done, 1 a row of the report could not be completed, 2 what was asked for cannot be
 done (one line on stderr says why), 130 interrupted.

@@ -7,7 +7,7 @@ from attn_surgery.finetune.data.batches import (
     val_batches,
 )
 from attn_surgery.finetune.data.domains import DOMAINS, drawn_domain
-from attn_surgery.finetune.data.source import as_mode
+from attn_surgery.finetune.data.source import as_mode, read_image
 from attn_surgery.finetune.data.splits import Splits, open_data
 from attn_surgery.finetune.data.transforms import classification_transforms
 
@@ -20,6 +20,7 @@ __all__ = [
     "classification_transforms",
     "drawn_domain",
     "open_data",
+    "read_image",
     "train_batches",
     "val_batches",
 ]

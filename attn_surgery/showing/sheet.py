@@ -1,0 +1,167 @@
+"""What is shown on one sheet, for the eye: drawn by matplotlib, on scales that never change."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import textwrap
+from typing import Any
+
+import numpy
+
+from attn_surgery.finetune.process import need
+from attn_surgery.showing.colours import over_activation, over_gates
+from attn_surgery.showing.exhibits import Exhibits, Response, Shown
+from attn_surgery.showing.gates import Numbers
+from attn_surgery.showing.sheet_channels import LINE, MARGIN, channels_width, draw_channels
+from attn_surgery.showing.sheet_layout import Canvas
+from attn_surgery.showing.tables import percent, range_text
+
+MOST = 12
+"""Images on a sheet; a page has all."""
+_HEAD = 0.75
+_LARGE, _SMALL, _GAP = 2.4, 1.0, 0.14
+"""Sides of pictures and of sites' maps, and what is between them, in inches."""
+_TITLE, _SMALL_TITLE = 0.5, 0.34
+_COLUMNS = 13
+"""Of sites' maps, at most."""
+_GREY = numpy.full((24, 240, 3), 170, numpy.uint8)
+
+
+def sheet(exhibits: Exhibits) -> bytes:
+    """Return the content of a ``.png`` file.
+
+    Raises:
+        SurgeryError: Matplotlib is not installed.
+    """
+    file = io.BytesIO()
+    drawn(exhibits).savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
+def drawn(exhibits: Exhibits) -> Any:
+    """Return the figure.
+
+    Raises:
+        SurgeryError: Matplotlib is not installed.
+    """
+    need("matplotlib", extra="show")
+    figures: Any = importlib.import_module("matplotlib.figure")
+    pictured = [each for each in exhibits.images if each.picture is not None][:MOST]
+    sites = [each for each in exhibits.sites if each.has_images] if pictured else []
+    rows = max(2, math.ceil(len(sites) / _COLUMNS))
+    columns = math.ceil(len(sites) / rows)
+    large = 3 if exhibits.layer else 1
+    block = max(_TITLE + _LARGE, rows * (_SMALL_TITLE + _SMALL)) + 2 * _GAP
+    width = max(
+        channels_width(exhibits), 2 * MARGIN + large * (_LARGE + _GAP) + columns * (_SMALL + _GAP)
+    )
+    notes = _notes(exhibits, width)
+    head = _HEAD + 0.2 * len(notes) + 0.65
+    height = head + block * len(pictured) + LINE * (len(exhibits.sites) + 4) + 2 * MARGIN
+    # A figure of its own, without pyplot: no display is needed, and no global state changed.
+    canvas = Canvas(figures.Figure(figsize=(width, height), facecolor="white"), width, height)
+    _draw_head(canvas, exhibits, notes)
+    for number, shown in enumerate(pictured):
+        top = MARGIN + head + number * block
+        _draw_models(canvas, exhibits, shown, top)
+        left = MARGIN + large * (_LARGE + _GAP)
+        _draw_sites(canvas, exhibits, exhibits.images.index(shown), left, top, columns)
+    draw_channels(canvas, exhibits, MARGIN, MARGIN + head + block * len(pictured))
+    return canvas.figure
+
+
+def _notes(exhibits: Exhibits, width: float) -> list[str]:
+    notes = list(exhibits.notes)
+    if (images := len(exhibits.images)) > MOST:
+        notes.append(f"{MOST} of {images} images; the numbers below are those of all")
+    if exhibits.images and exhibits.images[0].picture is None:
+        notes.append("no maps over the images: they are for images of 2 dims of space")
+    return [line for note in notes for line in textwrap.wrap(note, int(12 * width))]
+
+
+# The head
+
+
+def _draw_head(canvas: Canvas, exhibits: Exhibits, notes: list[str]) -> None:
+    attentions = ", ".join(dict.fromkeys(site.attention for site in exhibits.sites))
+    told = f"{len(exhibits.sites)} sites with {attentions}; {len(exhibits.images)} images"
+    canvas.text(MARGIN, MARGIN, f"What attention does in {exhibits.model}", size=15, bold=True)
+    canvas.text(MARGIN, MARGIN + 0.36, told, size=10)
+    for i, note in enumerate(notes):
+        canvas.text(MARGIN, MARGIN + 0.64 + 0.2 * i, note, size=8.5, colour="0.25")
+    top = MARGIN + _HEAD + 0.2 * len(notes)
+    gates = numpy.linspace(0.4, 1.6, 240)[None]
+    scale = canvas.picture(MARGIN, top + 0.02, 3.0, 0.2, over_gates(_GREY, gates))
+    canvas.ticks(
+        scale,
+        numpy.interp([0.5, 0.75, 1, 1.25, 1.5], gates[0], numpy.arange(240)),
+        ["0.5", "0.75", "1", "1.25", "1.5"],
+    )
+    canvas.text(MARGIN + 3.15, top + 0.04, "gate; 1: no colour, beyond: striped", size=8)
+    if exhibits.layer:
+        ramp = over_activation(_GREY, numpy.linspace(0, 1, 240)[None], 1.0)
+        scale = canvas.picture(MARGIN + 6.0, top + 0.02, 2.0, 0.2, ramp)
+        canvas.ticks(scale, [0, 239], ["0", "1"])
+        told = "activation; 1: greater peak of the two"
+        canvas.text(MARGIN + 8.15, top + 0.04, told, size=8)
+
+
+# One image
+
+
+def _draw_models(canvas: Canvas, exhibits: Exhibits, shown: Shown, top: float) -> None:
+    """Draw what the models see, and what each looks at."""
+    label = f"  [{shown.label}]" if shown.label else ""
+    explained = shown.host.target
+    told = "" if explained is None else f"map of: {_short(exhibits.classes[explained], 30)}"
+    pictures = [(f"{_short(shown.name, 30)}{label}", told, shown.picture)]
+    for title, response in (("host", shown.host), ("operated", shown.operated)):
+        if (drawn_map := _mapped(shown, response)) is not None:
+            peak = "" if title == "host" else f"map moved {percent(shown.moved) or '-'} %, "
+            note = f"{peak}peak {_peak(shown, response):.3f}"
+            pictures.append((_guess(exhibits, title, response), note, drawn_map))
+    for i, (title, note, picture) in enumerate(pictures):
+        left = MARGIN + i * (_LARGE + _GAP)
+        canvas.text(left, top + 0.08, title, size=8.5, bold=True)
+        canvas.text(left, top + 0.27, note, size=8)
+        canvas.picture(left, top + _TITLE, _LARGE, _LARGE, picture)
+
+
+def _guess(exhibits: Exhibits, title: str, response: Response) -> str:
+    ((number, value),) = response.best(1)
+    return f"{title}: {_short(exhibits.classes[number], 17)} {100 * value:.1f} %"
+
+
+def _mapped(shown: Shown, response: Response) -> Numbers | None:
+    """Return a class activation map over its picture, on the scale of both models; or None."""
+    if shown.picture is None or response.activation_map is None:
+        return None
+    return over_activation(shown.picture, response.activation_map, shown.greatest)
+
+
+def _peak(shown: Shown, response: Response) -> float:
+    assert response.activation_map is not None
+    return float(response.activation_map.max() / shown.greatest) if shown.greatest > 0 else 0.0
+
+
+def _draw_sites(
+    canvas: Canvas, exhibits: Exhibits, number: int, left: float, top: float, columns: int
+) -> None:
+    """Draw the gates of each site's positions over one image, each beside its numbers."""
+    picture = exhibits.images[number].picture
+    sites = [each for each in exhibits.sites if each.has_images]
+    for i, site in enumerate(sites):
+        gate = site.gates[number]
+        if gate.position is None or picture is None:
+            continue
+        x = left + (i % columns) * (_SMALL + _GAP)
+        y = top + 0.08 + (i // columns) * (_SMALL_TITLE + _SMALL)
+        canvas.text(x, y, _short(site.title, 17), size=7, bold=True)
+        canvas.text(x, y + 0.13, range_text(gate.position_range), size=7)
+        canvas.picture(x, y + 0.28, _SMALL, _SMALL, over_gates(picture, gate.position))
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
