@@ -1,4 +1,4 @@
-"""Class activation maps, by the package ``grad-cam``, of layers that are found by running a model."""
+"""Class activation maps, by the package ``grad-cam``, of a layer that is found by running."""
 
 from __future__ import annotations
 

@@ -62,8 +62,11 @@ class Gallery(Exhibits):
     def _site_data(self, site: SiteGates) -> dict[str, Any]:
         contrast = self.contrast(site)
         numbers = {
-            **{"path": site.path, "block": site.block, "attention": site.attention},
-            **{"change": site.change, "position_range": site.position_range},
+            "path": site.path,
+            "block": site.block,
+            "attention": site.attention,
+            "change": site.change,
+            "position_range": site.position_range,
             **asdict(site.spread),
             "contrast": None if contrast is None else asdict(contrast),
         }

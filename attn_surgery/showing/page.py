@@ -12,7 +12,7 @@ from PIL import Image
 
 from attn_surgery.finetune.process import need
 from attn_surgery.showing.colours import over_activation, over_gates
-from attn_surgery.showing.exhibits import Exhibits, Response, Shown, SiteGates
+from attn_surgery.showing.exhibits import Exhibits, Shown, SiteGates
 from attn_surgery.showing.gates import Numbers
 from attn_surgery.showing.numbers import DAMPED, HIGH, LOW, RAISED, mean_gates
 from attn_surgery.showing.tables import percent, prediction_table, range_text, site_table
@@ -33,7 +33,9 @@ def page(exhibits: Exhibits) -> bytes:
         SurgeryError: jinja2 or matplotlib is not installed.
     """
     library: Any = need("jinja2", extra="show")
-    text = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    text = (
+        importlib.resources.files("attn_surgery.showing").joinpath("page.html").read_text("utf-8")
+    )
     template = library.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=library.StrictUndefined
     ).from_string(text)

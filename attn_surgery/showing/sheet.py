@@ -116,6 +116,7 @@ def _draw_models(canvas: Canvas, exhibits: Exhibits, shown: Shown, top: float) -
     label = f"  [{shown.label}]" if shown.label else ""
     explained = shown.host.target
     told = "" if explained is None else f"map of: {_short(exhibits.classes[explained], 30)}"
+    assert shown.picture is not None
     pictures = [(f"{_short(shown.name, 30)}{label}", told, shown.picture)]
     for title, response in (("host", shown.host), ("operated", shown.operated)):
         if (drawn_map := _mapped(shown, response)) is not None:

@@ -43,8 +43,7 @@ def default_transform(model: nn.Module, name: str = "") -> tuple[Transform, str]
         "torchvision's for resnet18"
     """
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
-        made = create_transform(**resolve_model_data_config(model), is_training=False)
-        return made, "timm's for this model"
+        return _evaluating(resolve_model_data_config(model)), "timm's for this model"
     arch = name.removeprefix("torchvision/")
     if arch in torchvision.models.list_models():
         weights: Any = torchvision.models.get_model_weights(arch)
@@ -53,7 +52,12 @@ def default_transform(model: nn.Module, name: str = "") -> tuple[Transform, str]
     usual = resolve_data_config({"input_size": (channels, 224, 224)})
     if channels == 1:
         usual.update(mean=(0.5,), std=(0.5,))
-    return create_transform(**usual, is_training=False), "the usual one of ImageNet"
+    return _evaluating(usual), "the usual one of ImageNet"
+
+
+def _evaluating(config: dict[str, Any]) -> Transform:
+    made: Any = create_transform(**config, is_training=False)
+    return made
 
 
 def picture_of(image: Tensor, transform: Transform | None) -> Numbers | None:
