@@ -16,7 +16,6 @@ from attn_surgery.showing import (
     Gallery,
     check_ending,
     check_method,
-    default_transform,
     show,
 )
 from attn_surgery.surgery import load
@@ -52,7 +51,6 @@ def _shown(arguments: argparse.Namespace) -> Gallery:
         model.to(checked_device(arguments.device or accelerator() or "cpu")),
         arguments.images,
         host=host,
-        transform=default_transform(host, name)[0],
         classes=classes,
         target=int(target) if target and target.isdecimal() else target,
         layer=arguments.layer,

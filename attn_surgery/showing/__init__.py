@@ -9,7 +9,6 @@ from attn_surgery.showing.activation_maps import METHODS, check_method
 from attn_surgery.showing.gallery import Gallery, check_ending
 from attn_surgery.showing.predictions import IMAGENET
 from attn_surgery.showing.show import show
-from attn_surgery.showing.transforms import default_transform
 
 __all__ = [
     "IMAGENET",
@@ -17,6 +16,5 @@ __all__ = [
     "Gallery",
     "check_ending",
     "check_method",
-    "default_transform",
     "show",
 ]

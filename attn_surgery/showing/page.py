@@ -33,12 +33,10 @@ def page(exhibits: Exhibits) -> bytes:
         SurgeryError: jinja2 or matplotlib is not installed.
     """
     library: Any = need("jinja2", extra="show")
-    text = (
-        importlib.resources.files("attn_surgery.showing").joinpath("page.html").read_text("utf-8")
-    )
+    folder = importlib.resources.files("attn_surgery.showing")
     template = library.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=library.StrictUndefined
-    ).from_string(text)
+    ).from_string(folder.joinpath("page.html").read_text("utf-8"))
     scale = over_gates(_GREY, numpy.linspace(0.4, 1.6, 240)[None])
     ramp = over_activation(_GREY, numpy.linspace(0, 1, 240)[None], 1.0)
     return template.render(

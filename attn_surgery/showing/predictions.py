@@ -9,6 +9,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError, nearest
+from attn_surgery.showing.transforms import default_weights
 
 IMAGENET = "imagenet"
 """Stands for the names of ImageNet-1k's classes."""
@@ -60,14 +61,17 @@ def described(output: Any) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def class_names(classes: str | Sequence[str] | None, count: int, model: nn.Module) -> list[str]:
+def class_names(
+    classes: str | Sequence[str] | None, count: int, model: nn.Module, name: str = ""
+) -> list[str]:
     """Return a name for each class.
 
     Args:
-        classes: Names; ``"imagenet"`` for ImageNet-1k's; None for numbers, or ImageNet's where
-            timm says that the model has its thousand classes.
+        classes: Names; ``"imagenet"`` for ImageNet-1k's; None for what the library that the model
+            comes from says, or else numbers.
         count: How many classes there are.
-        model: Whose.
+        model: Whose; timm's know how many classes they were trained for.
+        name: The model's; torchvision knows classes by it.
 
     Raises:
         SurgeryError: There are more names, or fewer.
@@ -76,12 +80,8 @@ def class_names(classes: str | Sequence[str] | None, count: int, model: nn.Modul
         >>> class_names(["cat", "dog"], 2, nn.Identity()), class_names(None, 2, nn.Identity())
         (['cat', 'dog'], ['class 0', 'class 1'])
     """
-    config = getattr(model, "pretrained_cfg", None)
-    told = config.get("num_classes") if isinstance(config, dict) else None
     if classes is None:
-        if not count == told == 1000:
-            return [f"class {i}" for i in range(count)]
-        classes = IMAGENET
+        classes = _known(count, model, name) or [f"class {i}" for i in range(count)]
     if classes == IMAGENET:
         names = ImageNetInfo()
         classes = [names.index_to_description(i) for i in range(names.num_classes())]
@@ -90,6 +90,16 @@ def class_names(classes: str | Sequence[str] | None, count: int, model: nn.Modul
     if len(classes) != count:
         raise SurgeryError(f"classes has {len(classes)} names, but the model has {count} classes")
     return [str(each) for each in classes]
+
+
+def _known(count: int, model: nn.Module, name: str) -> str | Sequence[str] | None:
+    """Return the names of the classes that a model was trained for, if it still has as many."""
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(config, dict):
+        return IMAGENET if count == config.get("num_classes") == 1000 else None
+    told = default_weights(name)
+    names = told.meta.get("categories", ()) if told is not None else ()
+    return names if len(names) == count else None
 
 
 def targets_of(

@@ -58,19 +58,21 @@ def show(
             ``(C, *spatial)``.
         host: The model beside it; by default ``model`` without its attention, which is not the
             host of before where training changed more than attention.
-        transform: What makes ``(C, H, W)`` of a PIL image; by default timm's evaluation transform
-            for the model, and for models that are not timm's the usual one of ImageNet (the
+        transform: What makes ``(C, H, W)`` of a PIL image; by default timm's or torchvision's
+            own for the model, and where that cannot be told the usual one of ImageNet (the
             shorter side to 256, the central 224 x 224, normalised): then give the one that the
             host was trained with, as ``weights.transforms()`` of torchvision.
         labels: The class of each image, to compare gates by class.
-        classes: The names of the model's classes, or ``"imagenet"``.
+        classes: The names of the model's classes, or ``"imagenet"``; by default what timm or
+            torchvision says, if anything.
         target: The class that activation maps explain: a number or a name, or one for each image.
             By default the host's most probable one, for both models.
         layer: The module whose maps are looked at, as ``"layer4.1"``; by default the last that
             gives maps ``(N, C, H, W)`` of more than one position.
         method: ``GradCAM``, ``GradCAMPlusPlus``, ``HiResCAM``, ``LayerCAM`` or ``XGradCAM``; None
             for no activation maps, which needs no ``grad-cam``.
-        name: What to call the model; by default its class.
+        name: What to call the model; by default its class. By torchvision's name its transform and
+            its classes are known, too.
 
     Returns:
         A gallery: print it, ``.save`` it as a sheet, a page or arrays.
@@ -91,12 +93,12 @@ def show(
     """
     check_method(method)
     pair = Pair(model, host)
-    usual, whose = default_transform(pair.operated)
+    usual, whose = default_transform(pair.operated, name)
     mode = "L" if guess_input(pair.operated).shapes[0][0] == 1 else "RGB"
     given = opened(images, transform or usual, mode, labels)
     with _plainly():
         runs = [pair.run(each) for each in given]
-        names = _names(runs, classes, pair.operated)
+        names = _names(runs, classes, pair.operated, name)
         targets = targets_of(target, len(given), names)
         why_none = _why_no_maps(runs, method)
         if why_none and layer is not None:
@@ -133,7 +135,9 @@ def _plainly() -> Iterator[None]:
 # Predictions
 
 
-def _names(runs: Sequence[Run], classes: str | Sequence[str] | None, model: nn.Module) -> list[str]:
+def _names(
+    runs: Sequence[Run], classes: str | Sequence[str] | None, model: nn.Module, name: str
+) -> list[str]:
     """Return the names of the classes; none where a model returns no logits."""
     host, operated = runs[0].host, runs[0].operated
     if host is None or operated is None:
@@ -143,7 +147,7 @@ def _names(runs: Sequence[Run], classes: str | Sequence[str] | None, model: nn.M
             f"the host has {len(host)} classes, and the model {len(operated)}: give the host with "
             "the head that it was fine-tuned with"
         )
-    return class_names(classes, len(host), model)
+    return class_names(classes, len(host), model, name)
 
 
 def _returned(runs: Sequence[Run]) -> str:

@@ -44,10 +44,8 @@ def default_transform(model: nn.Module, name: str = "") -> tuple[Transform, str]
     """
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
         return _evaluating(resolve_model_data_config(model)), "timm's for this model"
-    arch = name.removeprefix("torchvision/")
-    if arch in torchvision.models.list_models():
-        weights: Any = torchvision.models.get_model_weights(arch)
-        return weights.DEFAULT.transforms(), f"torchvision's for {arch}"
+    if (weights := default_weights(name)) is not None:
+        return weights.transforms(), f"torchvision's for {name.removeprefix('torchvision/')}"
     channels = guess_input(model).shapes[0][0]
     usual = resolve_data_config({"input_size": (channels, 224, 224)})
     if channels == 1:
@@ -58,6 +56,19 @@ def default_transform(model: nn.Module, name: str = "") -> tuple[Transform, str]
 def _evaluating(config: dict[str, Any]) -> Transform:
     made: Any = create_transform(**config, is_training=False)
     return made
+
+
+def default_weights(name: str) -> Any:
+    """Return torchvision's entry of the default weights of a model; None where it knows none.
+
+    Example:
+        >>> default_weights("resnet50").meta["categories"][0], default_weights("my:net")
+        ('tench', None)
+    """
+    arch = name.removeprefix("torchvision/")
+    if arch not in torchvision.models.list_models():
+        return None
+    return getattr(torchvision.models.get_model_weights(arch), "DEFAULT", None)
 
 
 def picture_of(image: Tensor, transform: Transform | None) -> Numbers | None:
