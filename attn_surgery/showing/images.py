@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,10 @@ def _listed(images: Any) -> Iterator[_Source]:
         yield from (_Source(each, f"image {i}") for i, each in enumerate(images))
     elif isinstance(images, Image.Image) or hasattr(images, "__array_interface__"):
         yield _Source(images, "image 0")
+    elif isinstance(images, Mapping):
+        for name, each in images.items():
+            content = Path(each) if isinstance(each, str) else each
+            yield _Source(content, str(name))
     elif isinstance(images, Iterable):
         for i, each in enumerate(images):
             is_place = isinstance(each, (str, Path))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def show(
         model: A host that was operated on.
         images: A tensor ``(N, C, *spatial)`` as the model takes it; or files, a folder (the names
             of its subfolders are labels), PIL images, arrays ``(H, W, 3)`` of uint8, tensors
-            ``(C, *spatial)``.
+            ``(C, *spatial)``; or a mapping from names to these.
         host: The model beside it; by default ``model`` without its attention, which is not the
             host of before where training changed more than attention.
         transform: What makes ``(C, H, W)`` of a PIL image; by default timm's or torchvision's
@@ -252,6 +253,7 @@ def _told_of_host(pair: Pair, host: nn.Module | None) -> str:
 
 def _is_used(images: Any) -> bool:
     """Tell whether some image is no tensor, and goes through the transform."""
-    if isinstance(images, (list, tuple)):
-        return not all(isinstance(each, Tensor) for each in images)
-    return not isinstance(images, Tensor)
+    several = images.values() if isinstance(images, Mapping) else images
+    if isinstance(several, (str, Path, Tensor)) or not isinstance(several, Iterable):
+        return not isinstance(several, Tensor)
+    return not all(isinstance(each, Tensor) for each in several)
