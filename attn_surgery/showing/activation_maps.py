@@ -140,7 +140,8 @@ def activation_maps(model: nn.Module, layer: str, method: str) -> Iterator[Activ
         if not (seen.activations and seen.gradients):
             raise SurgeryError(f"no gradient reaches layer={layer!r}: name another layer")
         maps, gradients = seen.activations[0].numpy(), seen.gradients[0].numpy()
-        return numpy.maximum(cam.get_cam_image(image, module, targets, maps, gradients)[0], 0)
+        made = cam.get_cam_image(image, module, targets, maps, gradients, False)
+        return numpy.maximum(made[0], 0)
 
     try:
         with torch.enable_grad():

@@ -14,6 +14,8 @@ LOW, HIGH = 0.5, 1.5
 """The ends of the scale of gates, always: what lies beyond is marked as clipped."""
 DAMPED, RAISED, SILENCED = 0.95, 1.05, 0.1
 """From where on a channel counts as such, by its mean gate over the images."""
+_ROUNDING = 1e-10
+"""The variance of a gate that does not vary, at most."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _share_between(channel: Numbers, labels: Sequence[str | None]) -> float:
     )
     rows = rows[:, ~numpy.isnan(rows).any(0)]
     total = numpy.square(rows - rows.mean(0)).sum()
-    if len(set(told)) == len(told) or not total > 0:
+    if len(set(told)) == len(told) or not total > _ROUNDING * rows.size:
         return float("nan")
     classes = by_class(rows, told)
     own = numpy.stack([classes[label] for label in told])

@@ -93,11 +93,11 @@ def show(
         (2, 2)
     """
     check_method(method)
-    pair = Pair(model, host)
-    usual, whose = default_transform(pair.operated, name)
-    mode = "L" if guess_input(pair.operated).shapes[0][0] == 1 else "RGB"
-    given = opened(images, transform or usual, mode, labels)
     with _plainly():
+        pair = Pair(model, host)
+        usual, whose = default_transform(pair.operated, name)
+        mode = "L" if guess_input(pair.operated).shapes[0][0] == 1 else "RGB"
+        given = opened(images, transform or usual, mode, labels)
         runs = [pair.run(each) for each in given]
         names = _names(runs, classes, pair.operated, name)
         targets = targets_of(target, len(given), names)
@@ -106,7 +106,7 @@ def show(
             raise SurgeryError(f"layer={layer!r} is for activation maps, and there are {why_none}")
         looked_at = None if why_none else _layer(pair, runs[0].image, layer)
         shown = _shown(pair, given, runs, targets, looked_at, method)
-    sites, left_out = _sites(pair, runs)
+        sites, left_out = _sites(pair, runs)
     notes = [
         f"host: {_told_of_host(pair, host)}",
         *([f"transform: {'as given' if transform else whose}"] * _is_used(images)),
