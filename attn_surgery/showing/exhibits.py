@@ -20,7 +20,7 @@ from attn_surgery.showing.numbers import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Response:
     """What one model makes of one image.
 
@@ -43,7 +43,7 @@ class Response:
         return [(int(i), float(self.probabilities[i])) for i in order]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shown:
     """One image.
 
@@ -81,7 +81,7 @@ class Shown:
         return share_moved(one, other)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteGates:
     """The gates of one attention, image by image.
 
@@ -132,7 +132,7 @@ class SiteGates:
         return any(each.position is not None and each.position.ndim == 2 for each in self.gates)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exhibits:
     """What attention does to some images.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 Numbers = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gate:
     """What one attention did to the maps of one image.
 

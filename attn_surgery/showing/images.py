@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
 from PIL import Image
 from torch import Tensor
@@ -18,7 +17,7 @@ from attn_surgery.showing.gates import Numbers
 from attn_surgery.showing.transforms import Transform, picture_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Given:
     """One image, as a model is given it.
 
@@ -27,12 +26,14 @@ class Given:
         label: Its class, where that is known.
         tensor: ``(C, *spatial)``.
         picture: What that shows, ``(H, W, 3)`` of uint8; None if it is no image.
+        is_transformed: Whether the transform made the tensor.
     """
 
     name: str
     label: str | None
     tensor: Tensor
     picture: Numbers | None
+    is_transformed: bool = True
 
 
 def opened(
@@ -54,16 +55,13 @@ def opened(
         raise SurgeryError("images is empty: give one image at least")
     if labels is None:
         return found
-    told = [str(label) for label in labels]
+    told = [None if label is None else str(label) for label in labels]
     if len(told) != len(found):
         raise SurgeryError(f"labels has {len(told)}, but there are {len(found)} images")
-    return [
-        Given(each.name, label, each.tensor, each.picture)
-        for each, label in zip(found, told, strict=True)
-    ]
+    return [replace(each, label=label) for each, label in zip(found, told, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Source:
     """An image that is not read yet."""
 
@@ -119,7 +117,7 @@ def _at(path: Path) -> Iterator[_Source]:
 def _given(source: _Source, transform: Transform, mode: str) -> Given:
     if isinstance(source.content, Tensor):
         tensor = source.content
-        return Given(source.name, source.label, tensor, picture_of(tensor, transform))
+        return Given(source.name, source.label, tensor, picture_of(tensor, transform), False)
     image = _read(source, mode)
     try:
         tensor = transform(image)
@@ -145,9 +143,3 @@ def _read(source: _Source, mode: str) -> Image.Image:
     except Exception as error:
         name = source.content if isinstance(source.content, Path) else source.name
         raise SurgeryError(f"cannot read {name} as an image: {one_line(error)}") from error
-
-
-def moved(given: Given, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    """Return a batch of one, ``(1, C, *spatial)``, where and as a model takes it."""
-    kept = dtype if given.tensor.is_floating_point() else None
-    return given.tensor.to(device=device, dtype=kept)[None]

@@ -17,7 +17,7 @@ from attn_surgery.showing.predictions import described, logits_of
 from attn_surgery.surgery import inserted, remove
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """What came of one image.
 
@@ -57,7 +57,7 @@ class Pair:
             )
         self.device = _device(self.operated)
         beside = copy.deepcopy(self.operated) if host is None else _copied("host", host)
-        self.host = beside.to(self.device) if host else remove(beside)
+        self.host = remove(beside) if host is None else beside.to(self.device)
 
     def run(self, given: Given) -> Run:
         """Run both models on one image.

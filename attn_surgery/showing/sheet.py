@@ -6,6 +6,7 @@ import importlib
 import io
 import math
 import textwrap
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
@@ -48,35 +49,64 @@ def drawn(exhibits: Exhibits) -> Any:
     """
     need("matplotlib", extra="show")
     figures: Any = importlib.import_module("matplotlib.figure")
-    pictured = [each for each in exhibits.images if each.picture is not None][:MOST]
-    sites = [each for each in exhibits.sites if each.has_images] if pictured else []
-    rows = max(2, math.ceil(len(sites) / _COLUMNS))
-    columns = math.ceil(len(sites) / rows)
-    large = 3 if exhibits.layer else 1
-    block = max(_TITLE + _LARGE, rows * (_SMALL_TITLE + _SMALL)) + 2 * _GAP
-    width = max(
-        channels_width(exhibits), 2 * MARGIN + large * (_LARGE + _GAP) + columns * (_SMALL + _GAP)
-    )
-    notes = _notes(exhibits, width)
-    head = _HEAD + 0.2 * len(notes) + 0.65
-    height = head + block * len(pictured) + LINE * (len(exhibits.sites) + 4) + 2 * MARGIN
+    layout = _Layout.of(exhibits)
     # A figure of its own, without pyplot: no display is needed, and no global state changed.
-    canvas = Canvas(figures.Figure(figsize=(width, height), facecolor="white"), width, height)
-    _draw_head(canvas, exhibits, notes)
-    for number, shown in enumerate(pictured):
-        top = MARGIN + head + number * block
-        _draw_models(canvas, exhibits, shown, top)
-        left = MARGIN + large * (_LARGE + _GAP)
-        _draw_sites(canvas, exhibits, exhibits.images.index(shown), left, top, columns)
-    draw_channels(canvas, exhibits, MARGIN, MARGIN + head + block * len(pictured))
-    return canvas.figure
+    figure = figures.Figure(figsize=(layout.width, layout.height), facecolor="white")
+    canvas = Canvas(figure, layout.width, layout.height)
+    _draw_head(canvas, exhibits, layout.notes)
+    top = MARGIN + layout.head
+    for number in layout.pictured:
+        _draw_models(canvas, exhibits, exhibits.images[number], top)
+        _draw_sites(canvas, exhibits, number, top, layout)
+        top += layout.block
+    draw_channels(canvas, exhibits, MARGIN, top)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things are, in inches.
+
+    Attributes:
+        pictured: The numbers of the images that are drawn.
+        notes: Lines.
+        head: How high all above the images is.
+        block: How high all of one image is.
+        left: Where sites' maps begin.
+        columns: Of sites' maps.
+        width: Of the sheet.
+        height: Of the sheet.
+    """
+
+    pictured: list[int]
+    notes: list[str]
+    head: float
+    block: float
+    left: float
+    columns: int
+    width: float
+    height: float
+
+    @classmethod
+    def of(cls, exhibits: Exhibits) -> _Layout:
+        pictured = [i for i, each in enumerate(exhibits.images) if each.picture is not None][:MOST]
+        sites = sum(each.has_images for each in exhibits.sites) if pictured else 0
+        rows = max(2, math.ceil(sites / _COLUMNS))
+        columns = math.ceil(sites / rows)
+        block = max(_TITLE + _LARGE, rows * (_SMALL_TITLE + _SMALL)) + 2 * _GAP
+        left = MARGIN + (3 if exhibits.layer else 1) * (_LARGE + _GAP)
+        width = max(channels_width(exhibits), left + columns * (_SMALL + _GAP) + MARGIN)
+        notes = _notes(exhibits, width)
+        head = _HEAD + 0.2 * len(notes) + 0.65
+        height = head + block * len(pictured) + LINE * (len(exhibits.sites) + 4) + 2 * MARGIN
+        return cls(pictured, notes, head, block, left, columns, width, height)
 
 
 def _notes(exhibits: Exhibits, width: float) -> list[str]:
     notes = list(exhibits.notes)
     if (images := len(exhibits.images)) > MOST:
         notes.append(f"{MOST} of {images} images; the numbers below are those of all")
-    if exhibits.images and exhibits.images[0].picture is None:
+    if all(each.picture is None for each in exhibits.images):
         notes.append("no maps over the images: they are for images of 2 dims of space")
     return [line for note in notes for line in textwrap.wrap(note, int(12 * width))]
 
@@ -148,17 +178,16 @@ def _peak(shown: Shown, response: Response) -> float:
 
 
 def _draw_sites(
-    canvas: Canvas, exhibits: Exhibits, number: int, left: float, top: float, columns: int
+    canvas: Canvas, exhibits: Exhibits, number: int, top: float, layout: _Layout
 ) -> None:
     """Draw the gates of each site's positions over one image, each beside its numbers."""
     picture = exhibits.images[number].picture
-    sites = [each for each in exhibits.sites if each.has_images]
-    for i, site in enumerate(sites):
+    for i, site in enumerate(each for each in exhibits.sites if each.has_images):
         gate = site.gates[number]
         if gate.position is None or picture is None:
             continue
-        x = left + (i % columns) * (_SMALL + _GAP)
-        y = top + 0.08 + (i // columns) * (_SMALL_TITLE + _SMALL)
+        x = layout.left + (i % layout.columns) * (_SMALL + _GAP)
+        y = top + 0.08 + (i // layout.columns) * (_SMALL_TITLE + _SMALL)
         canvas.text(x, y, _short(site.title, 17), size=7, bold=True)
         canvas.text(x, y + 0.13, range_text(gate.position_range), size=7)
         canvas.picture(x, y + 0.28, _SMALL, _SMALL, over_gates(picture, gate.position))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,16 +99,18 @@ def show(
         given = opened(images, transform or usual, mode, labels)
         runs = [pair.run(each) for each in given]
         names = _names(runs, classes, pair.operated, name)
-        targets = targets_of(target, len(given), names)
         why_none = _why_no_maps(runs, method)
-        if why_none and layer is not None:
-            raise SurgeryError(f"layer={layer!r} is for activation maps, and there are {why_none}")
+        _refuse_what_is_idle(why_none, layer=layer, target=target)
+        targets = targets_of(target, len(given), names)
         looked_at = None if why_none else _layer(pair, runs[0].image, layer)
         shown = _shown(pair, given, runs, targets, looked_at, method)
         sites, left_out = _sites(pair, runs)
     notes = [
         f"host: {_told_of_host(pair, host)}",
-        *([f"transform: {'as given' if transform else whose}"] * _is_used(images)),
+        *(
+            [f"transform: {'as given' if transform else whose}"]
+            * any(e.is_transformed for e in given)
+        ),
         why_none or f"class activation maps: {method} of {looked_at!r}, {_told_of(target)}",
         *([f"no predictions: {_returned(runs)}"] * (not names)),
         *left_out,
@@ -167,6 +168,13 @@ def _why_no_maps(runs: Sequence[Run], method: str | None) -> str:
     if runs[0].host is None or runs[0].operated is None:
         return f"no class activation maps: {_returned(runs)}"
     return ""
+
+
+def _refuse_what_is_idle(why_none: str, **asked: object) -> None:
+    """Refuse arguments for activation maps where there are none."""
+    for name, value in asked.items():
+        if why_none and value is not None:
+            raise SurgeryError(f"{name}={value!r} is for activation maps, but there are {why_none}")
 
 
 def _layer(pair: Pair, image: Tensor, asked: str | None) -> str:
@@ -249,11 +257,3 @@ def _told_of_host(pair: Pair, host: nn.Module | None) -> str:
             f"{differing[0]!r} the first, so that not all is the attention's doing"
         )
     return "as given; the model differs from it in attention alone"
-
-
-def _is_used(images: Any) -> bool:
-    """Tell whether some image is no tensor, and goes through the transform."""
-    several = images.values() if isinstance(images, Mapping) else images
-    if isinstance(several, (str, Path, Tensor)) or not isinstance(several, Iterable):
-        return not isinstance(several, Tensor)
-    return not all(isinstance(each, Tensor) for each in several)

@@ -179,7 +179,9 @@ def test_of_other_dims_gates_are_shown(dims: int, tmp_path: Path) -> None:
     assert gallery.images[0].host.probabilities is not None
     for ending in ("png", "html", "npz"):
         gallery.save(tmp_path / f"x.{ending}")
-    with pytest.raises(SurgeryError, match="layer='stem' is for activation maps"):
+    with pytest.raises(
+        SurgeryError, match="layer='stem' is for activation maps, but there are no class"
+    ):
         show(scaled(1.2, dims=dims), images(2, 8, dims), layer="stem")
 
 
@@ -190,6 +192,8 @@ def test_a_dense_model_has_gates_alone() -> None:
     assert any("returns a tensor (1, 3, 8, 8), not logits" in note for note in gallery.notes)
     assert gallery.sites[0].has_images
     assert "predictions" in str(gallery)
+    with pytest.raises(SurgeryError, match="target=1 is for activation maps, but there are no"):
+        show(scaled(1.2, dense=True), images(), target=1)
 
 
 def test_a_detector_has_gates_alone() -> None:
