@@ -1,7 +1,8 @@
 """Maps over pictures, on scales that never change with what they show.
 
-A gate of 1 leaves the grey picture as it is: only what is off 1 gets a colour, blue below, red
-above, the fuller the farther, up to 0.5 and 1.5. What lies beyond is striped.
+A gate of 1 leaves the picture grey, and paler than it is, so that colours show in the dark, too.
+Only what is off 1 gets a colour, blue below, red above, the fuller the farther, up to 0.5 and 1.5.
+What lies beyond is striped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from attn_surgery.showing.numbers import HIGH, LOW
 BELOW, ABOVE = (33, 102, 172), (178, 24, 43)
 UNKNOWN = (230, 171, 2)
 """Of positions where nothing went in."""
+_DARKEST, _LIGHTEST = 64, 216
 _FULL = 0.9
 _STRIPE = 6
 
@@ -34,16 +36,16 @@ def over_gates(picture: Numbers, gates: Numbers) -> Numbers:
         ``(H, W, 3)`` of uint8.
 
     Example:
-        >>> grey = numpy.full((2, 4, 3), 128, numpy.uint8)
-        >>> bool((over_gates(grey, numpy.ones((1, 2))) == grey).all())
-        True
+        >>> dark = numpy.zeros((1, 2, 3), numpy.uint8)
+        >>> over_gates(dark, numpy.array([[1.0, 1.25]])).tolist()
+        [[[64, 64, 64], [115, 46, 55]]]
     """
     height, width = picture.shape[:2]
     rows = numpy.arange(height) * gates.shape[0] // height
     columns = numpy.arange(width) * gates.shape[1] // width
     each = gates[rows][:, columns]
     colour, alpha = gate_colour(each)
-    grey = numpy.repeat(_luma(picture)[..., None], 3, axis=2)
+    grey = _DARKEST + (_LIGHTEST - _DARKEST) / 255 * _luma(picture)[..., None]
     drawn = grey * (1 - alpha[..., None]) + colour * alpha[..., None]
     diagonal = numpy.add.outer(numpy.arange(height), numpy.arange(width)) % _STRIPE < _STRIPE // 3
     drawn[diagonal & is_clipped(each)] = 255
