@@ -48,7 +48,7 @@ def batches(photographs: Photographs, crop: Any, steps: int) -> Iterator[tuple[T
     """Yield crops ``(N, 3, H, W)``, and from which photograph each is ``(N,)``."""
     for _ in range(steps):
         labels = torch.randint(len(photographs), (16,))
-        yield torch.stack([crop(photographs[i]) for i in labels]), labels
+        yield torch.stack([crop(photographs[i]) for i in labels.tolist()]), labels
 
 
 def train(model: nn.Module, photographs: Photographs, crop: Any, lr: float, steps: int) -> None:
@@ -99,10 +99,11 @@ def main(
     gallery.save(Path(folder, "arrays.npz"))
     few = {name: photographs[name] for name in names[:4]}
     attn_surgery.show(model, few, **asked).save(Path(folder, "sheet.png"))
-    return [
-        (each.name, *(share_in_box(it.activation_map, BOXES[each.name]) for it in each.responses))
-        for each in gallery.images
-    ]
+    rows = []
+    for each in gallery.images:
+        before, after = (share_in_box(it.activation_map, BOXES[each.name]) for it in each.responses)
+        rows.append((each.name, before, after))
+    return rows
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from showing_hosts import images, net, scaled
+from showing_hosts import images, known, net, scaled
 
 import attn_surgery
 from attn_surgery import Gallery, SurgeryError
@@ -56,7 +56,9 @@ def test_arrays(gallery: Gallery, tmp_path: Path) -> None:
     assert found["labels"].tolist() == ["a", "b", "a"]
     numpy.testing.assert_allclose(found["channel/blocks.0.attn"], 1.25, rtol=1e-6)
     shown = gallery.images[2]
-    assert numpy.array_equal(found["activation_map/operated"][2], shown.operated.activation_map)
+    assert numpy.array_equal(
+        found["activation_map/operated"][2], known(shown.operated.activation_map)
+    )
     assert found["target/host"].tolist() == [each.host.target for each in gallery.images]
 
 
@@ -140,7 +142,9 @@ def test_the_sheet_has_the_numbers_beside_the_colours(gallery: Gallery) -> None:
     assert any("map moved" in each for each in found)
     pictures = [each.images[0].get_array() for each in figure.axes if each.images]
     assert len(pictures) == 2 + 3 * (3 + 2)
-    expected = over_gates(gallery.images[0].picture, gallery.sites[0].gates[0].position)  # type: ignore[arg-type]
+    expected = over_gates(
+        known(gallery.images[0].picture), known(gallery.sites[0].gates[0].position)
+    )
     assert any(numpy.array_equal(each, expected) for each in pictures)
     dots = figure.axes[-1]
     assert dots.get_xlim() == (0.48, 1.52)

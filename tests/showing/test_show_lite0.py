@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 from PIL import Image
+from showing_hosts import known
 
 import attn_surgery
 from attn_surgery.finetune import efficientnet_lite0
@@ -32,7 +33,9 @@ def test_at_identity_maps_and_predictions_are_the_hosts(name: str) -> None:
     assert best[0].startswith("tiger cat")
     assert best[1].startswith("espresso")
     for each in gallery.images:
-        assert numpy.array_equal(each.host.probabilities, each.operated.probabilities)
-        assert numpy.array_equal(each.host.activation_map, each.operated.activation_map)
-        assert each.host.activation_map.shape == (7, 7)
+        assert numpy.array_equal(known(each.host.probabilities), known(each.operated.probabilities))
+        assert numpy.array_equal(
+            known(each.host.activation_map), known(each.operated.activation_map)
+        )
+        assert known(each.host.activation_map).shape == (7, 7)
         assert each.moved == 0.0
