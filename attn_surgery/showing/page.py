@@ -185,7 +185,8 @@ def _bars(gates: Numbers) -> list[dict[str, Any]]:
     inside, _ = numpy.histogram(known, edges)
     counts = [int((known < LOW).sum()), *map(int, inside), int((known > HIGH).sum())]
     most = max(*counts, 1)
-    kinds = ["below"] * (_BINS // 2 + 1) + ["above"] * (_BINS // 2 + 1)
+    off = _BINS // 2 - 1  # one beyond the end, and the bins up to 0.95, or from 1.05 on
+    kinds = ["below"] * off + ["near"] * 4 + ["above"] * off
     return [
         {"x": i * 10, "height": 60 * count / most, "kind": kind, "count": count}
         for i, (count, kind) in enumerate(zip(counts, kinds, strict=True))

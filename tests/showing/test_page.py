@@ -191,3 +191,5 @@ def test_every_picture_has_its_numbers_in_words(gallery: Gallery) -> None:
     assert "8 channels: median 1.250, 5 % to 95 % 1.250 to 1.250; 8 above 1.05" in text
     assert '<th scope="row">blocks.1</th>' in text
     assert text.count('<th scope="col">x</th><th scope="col">y</th>') == 1  # gates by class
+    # channels at 1 have no colour in their histogram, the others have
+    assert re.findall(r'<rect class="(\w+)"', text) == ["near", "above"]
