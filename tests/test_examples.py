@@ -134,7 +134,6 @@ def test_timm_train(tmp_path):
 
 @deaf_to_warnings
 def test_lightning_module(tmp_path):
-<<<<<<< HEAD
     lightning = needed("lightning")
     module = example("lightning_module")
     assert math.isfinite(module.main(steps=2, folder=tmp_path))
@@ -269,10 +268,6 @@ def test_ultralytics_yolo(tmp_path, monkeypatch):
     assert not attn_surgery.inserted(plain)
     own = module.AttentionTrainer(overrides=settings).get_model(**given)
     assert same(values(own), values(trained))
-=======
-    pytest.importorskip("lightning", reason="the example needs lightning, which is not installed")
-    assert math.isfinite(example("lightning_module").main(steps=2, folder=tmp_path))
-    attn_surgery.load(resnet(), tmp_path / "attention.safetensors")
 
 
 def test_show_lite0(tmp_path):
@@ -289,4 +284,3 @@ def test_what_a_box_holds():
     assert share_in_box(torch.ones(7, 7).numpy(), (0.25, 0.0, 0.75, 0.5)) == pytest.approx(25)
     left = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).numpy()
     assert share_in_box(left, (0.0, 0.0, 0.25, 1.0)) == pytest.approx(50, abs=1)
->>>>>>> 1945d75 (The example measures which share of a map lies in a box)
