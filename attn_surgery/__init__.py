@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         inserted,
         load,
         plan,
+        push_to_hub,
         remove,
         save,
         switch,
@@ -40,6 +41,7 @@ __all__ = [
     "inserted",
     "load",
     "plan",
+    "push_to_hub",
     "register",
     "remove",
     "report",
@@ -59,7 +61,9 @@ __getattr__ = imported_when_asked(
         "reporting": ["Report", "Row", "report"],
         "showing": ["Gallery", "show"],
         "suggesting": ["SiteScore", "Suggestion", "suggest"],
-        "surgery": ("apply compile_attention inserted load plan remove save switch".split()),
+        "surgery": (
+            "apply compile_attention inserted load plan push_to_hub remove save switch".split()
+        ),
     },
 )
 

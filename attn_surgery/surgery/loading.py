@@ -12,6 +12,7 @@ from attn_surgery.host import check_host, meta_copy
 from attn_surgery.surgery.attention_file import Content, read
 from attn_surgery.surgery.fingerprint import check_same, forms
 from attn_surgery.surgery.host_as_found import HostAsFound
+from attn_surgery.surgery.hub import local_path
 from attn_surgery.surgery.operated import Operated
 from attn_surgery.surgery.transaction import all_or_nothing
 from attn_surgery.surgery.verbs import inserted, repeat
@@ -25,17 +26,18 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     Args:
         model: The host, as it was before the surgery: same tensors, same numbers, but for those
             that the file brings.
-        path: What `save` wrote.
+        path: What `save` wrote; or ``"hf-hub:NAME"``, with ``@REVISION`` if need be, for what
+            `push_to_hub` put on the Hugging Face hub.
 
     Returns:
         The model itself.
 
     Raises:
-        SurgeryError: The file is not whole, or was made for another host, or the model is none that
-            can be operated on; it is as it was.
+        SurgeryError: The file cannot be fetched or is not whole, or was made for another host, or
+            the model is none that can be operated on; it is as it was.
     """
     check_host(model)
-    content, tensors = read(Path(path))
+    content, tensors = read(local_path(path))
     if inserted(model):
         raise SurgeryError("the host holds attention already; call attn_surgery.remove first")
     state = model.state_dict(keep_vars=True)

@@ -13,6 +13,7 @@ from attn_surgery.planning import Plan
 from attn_surgery.surgery.attention_file import Content, read
 from attn_surgery.surgery.fingerprint import check_same, forms
 from attn_surgery.surgery.host_as_found import HostAsFound, host_as_found
+from attn_surgery.surgery.hub import local_path
 from attn_surgery.surgery.loading import check_needed, load
 from attn_surgery.surgery.operated import Operated
 from attn_surgery.surgery.transaction import all_or_nothing, numbers_or_nothing
@@ -31,7 +32,7 @@ def switch(model: T, path: str | Path) -> T:
     Args:
         model: A host, which may be wrapped in DDP, DataParallel or ``torch.compile``; its attention
             was loaded, or inserted by ``apply``, or there is none yet.
-        path: What `save` wrote.
+        path: As for `load`.
 
     Returns:
         The model itself.
@@ -52,7 +53,7 @@ def switch(model: T, path: str | Path) -> T:
         True
     """
     operated = Operated.within(model)
-    content, tensors = read(Path(path))
+    content, tensors = read(local_path(path))
     done = operated.surgeries
     if content.surgeries == done or _as_data(content.surgeries) == _as_data(done):
         return _copy(model, operated, path, content, tensors)
