@@ -2,8 +2,8 @@
 
     python benchmarks/imports.py --rounds 11
 
-Fresh interpreters in turn: with what everybody imports, with the package and all of its public names
-besides, and with the first again. Processor time, as a busy machine changes it least.
+Fresh interpreters in turn: with what everybody imports, and with all public names of the package
+besides. Processor time, as a busy machine changes it least.
 """
 
 from __future__ import annotations

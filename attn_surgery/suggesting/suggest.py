@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.host import Input, floating_dtype, undisturbed_randomness
@@ -124,6 +123,7 @@ def _host_milliseconds(model: nn.Module, found: Gradients) -> float:
 
 def _milliseconds(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
     """Return the median time of a forward pass."""
+    from torch.utils.benchmark import Timer  # slow, and it says so where there is no CUDA
 
     def forward() -> None:
         with torch.no_grad():
