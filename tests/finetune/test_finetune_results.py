@@ -23,7 +23,8 @@ from benchmarks.trials import TRIALS, recipe_of, report, share
 from tests.finetuning import tiny, weights
 
 RESULTS = Path(attn_surgery.__file__).parents[1] / "recipes" / "results"
-MEASURED = ["digits", "efficientnet_lite0_transfer", "fashion_mnist"]
+MEASURED = ["digits", "digits_domains", "efficientnet_lite0_transfer", "fashion_mnist"]
+FRESH = ["digits_domains"]
 
 
 def result(name: str) -> dict[str, Any]:
@@ -66,10 +67,13 @@ def test_the_lines_are_those_of_the_runs(name):
         if variant == HOST:
             continue
         assert line["at_insertion"] == lines[HOST]["scores"], "the host, to the last image"
-        if variant != CONTROL:
-            expected = paired(line["scores"], lines[CONTROL]["scores"])
-            assert line["difference"] == pytest.approx(vars(expected))  # scipy's last digits
-            assert line["costs"]["latency_ratio"] > 0
+        if variant.startswith(CONTROL):
+            continue
+        assert line["costs"]["latency_ratio"] > 0
+        alone = [{"control": CONTROL, "difference": line["difference"]}]
+        for each in line.get("comparisons") or alone:  # one control, in what is older
+            expected = paired(line["scores"], lines[each["control"]]["scores"])
+            assert each["difference"] == pytest.approx(vars(expected))  # scipy's last digits
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -77,6 +81,18 @@ def test_the_table_is_that_of_the_numbers(name):
     table = (RESULTS / f"{name}.md").read_text()
     for line in result(name)["lines"]:
         assert f"| {100 * line['mean']:.2f} " in table
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_fresh_seeds_confirm_it(name):
+    """The same recipe but for its seeds, none of which was seen, comes to the same verdicts."""
+    first, fresh = result(name), result(f"{name}_fresh")
+    changed = {"first_seed", "output", "threads"}
+    assert without(first["recipe"], *changed) == without(fresh["recipe"], *changed)
+    seeds = [{run["identity"]["seed"] for run in each["runs"]} for each in (first, fresh)]
+    assert len(seeds[0]) == len(seeds[1]) >= 8
+    assert seeds[0].isdisjoint(seeds[1])
+    assert first["verdicts"] == fresh["verdicts"]
 
 
 # The trials

@@ -1,0 +1,144 @@
+"""Uses that write a model down: export, ONNX, TorchScript, fx, compilers, features."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim
+
+from compatibility.trial import Trial, same
+
+TENSORRT = frozenset(
+    "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization "
+    "Cast Ceil Celu Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum "
+    "DepthToSpace DequantizeLinear Div Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten "
+    "Floor Gather GatherElements GatherND Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool "
+    "Greater GreaterOrEqual GRU HardSigmoid Identity If InstanceNormalization IsNaN LeakyRelu "
+    "Less LessOrEqual Log LogSoftmax Loop LRN LSTM LpNormalization LpPool MatMul Max MaxPool "
+    "Mean Min Mul Neg NonMaxSuppression Not Or Pad Pow PRelu QuantizeLinear RandomUniform "
+    "RandomUniformLike Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax "
+    "ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize "
+    "ReverseSequence RNN Round Scan Scatter ScatterElements ScatterND Selu Shape Sigmoid Sign "
+    "Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan "
+    "Tanh ThresholdedRelu Tile TopK Transpose Unsqueeze Upsample Where Xor".split()
+)
+"""What TensorRT 8.4 supports, by docs/operators.md of onnx/onnx-tensorrt."""
+NEWEST_OPSET = 20
+
+
+def export(trial: Trial) -> None:
+    """`torch.export`, batch and size dynamic."""
+    exported = torch.export.export(trial.model, (trial.x,), dynamic_shapes=_dynamic(trial.x))
+    for x in trial.several:
+        same(exported.module()(x), trial.model(x))
+
+
+def onnx(trial: Trial) -> None:
+    """The dynamo exporter, run by onnxruntime at two batches and two sizes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(_to_onnx(trial), options, ["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    for x in trial.several:
+        found = session.run(None, {given.name: x.numpy()})[0]
+        same(torch.from_numpy(found), trial.model(x), 1e-3)
+
+
+def tensorrt(trial: Trial) -> None:
+    """ONNX of operators and an opset that TensorRT lists; TensorRT itself is not run."""
+    import onnx as package
+
+    model = package.load_from_string(_to_onnx(trial))
+    opset = max(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    if opset > NEWEST_OPSET:
+        raise ValueError(f"opset {opset} is newer than {NEWEST_OPSET}")
+    foreign = {
+        f"{n.domain}.{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx")
+    }
+    unknown = {n.op_type for n in model.graph.node} - TENSORRT
+    if unknown or foreign:
+        raise ValueError(f"not among TensorRT's operators: {', '.join(sorted(unknown | foreign))}")
+
+
+def _to_onnx(trial: Trial) -> bytes:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder, "model.onnx")
+        program: Any = torch.onnx.export(
+            trial.model, (trial.x,), dynamo=True, dynamic_shapes=_dynamic(trial.x), verbose=False
+        )
+        program.save(str(path), external_data=False)
+        return path.read_bytes()
+
+
+def _dynamic(x: Tensor) -> Any:
+    return (dict.fromkeys((0, *range(2, x.dim())), Dim.DYNAMIC),)
+
+
+def compiled(trial: Trial) -> None:
+    """`torch.compile(fullgraph=True)`, forward and backward, no code generated (aot_eager)."""
+    torch.compiler.reset()
+    run = torch.compile(trial.model, fullgraph=True, backend="aot_eager")
+    same(run(trial.x), trial.model(trial.x))
+    x = trial.x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(run(x).square().sum(), x)
+    same(grad, trial.gradient(), 1e-3)
+
+
+def traced(trial: Trial) -> None:
+    """`torch.jit.trace`."""
+    run: Any = torch.jit.trace(trial.model, trial.x, check_trace=False)
+    same(run(trial.x), trial.expected)
+
+
+def scripted(trial: Trial) -> None:
+    """`torch.jit.script`."""
+    same(torch.jit.script(trial.model)(trial.x), trial.expected)
+
+
+def symbolic(trial: Trial) -> None:
+    """`torch.fx.symbolic_trace`, with the running of what it returns."""
+    same(fx.symbolic_trace(trial.model)(trial.x), trial.expected)
+
+
+def features_torchvision(trial: Trial) -> None:
+    """torchvision's `create_feature_extractor`, of the last node but one."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    _, names = get_graph_node_names(trial.model)
+    found = create_feature_extractor(trial.model, [names[-1]])(trial.x)
+    same(found[names[-1]], trial.expected)
+
+
+def features_timm(trial: Trial) -> None:
+    """timm's `forward_intermediates`, or its feature extraction by hooks."""
+    model: Any = trial.model
+    if not hasattr(model, "forward_features"):
+        raise TypeError("it is none of timm's")
+    features = model.forward_features(trial.x)
+    if not hasattr(model, "forward_intermediates"):
+        raise TypeError("it has no forward_intermediates")
+    last, maps = model.forward_intermediates(trial.x)
+    if not maps:
+        raise ValueError("no maps")
+    same(last, features)
+
+
+EXPORTING = {
+    "onnx": onnx,
+    "tensorrt": tensorrt,
+    "export": export,
+    "compile": compiled,
+    "trace": traced,
+    "script": scripted,
+    "fx": symbolic,
+    "features (torchvision)": features_torchvision,
+    "features (timm)": features_timm,
+}

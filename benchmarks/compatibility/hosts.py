@@ -1,0 +1,107 @@
+"""The hosts: one small member of each family, freshly initialised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import attn_surgery
+
+
+@dataclass(frozen=True)
+class Host:
+    """One of a family.
+
+    Attributes:
+        build: Makes it.
+        shape: Of one input, ``(C, *spatial)``; twice the size has to fit, too, where any does.
+    """
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...] = (3, 64, 64)
+
+    def made(self) -> nn.Module:
+        """Return it in evaluation mode, the same each time."""
+        torch.manual_seed(0)
+        return self.build().eval()
+
+    def operated(self, attention: str) -> nn.Module:
+        """Return it with attention that does something at every site."""
+        model = attn_surgery.apply(self.made(), attention, existing="stack")
+        generator = torch.Generator().manual_seed(1)
+        for each in attn_surgery.inserted(model).values():
+            for parameter in each.parameters():
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        return model
+
+    def inputs(self, batch: int = 2, scale: int = 1) -> Tensor:
+        """Return images, or whatever it takes, the same each time."""
+        channels, *spatial = self.shape
+        sizes = [scale * size for size in spatial]
+        return torch.randn(batch, channels, *sizes, generator=torch.Generator().manual_seed(2))
+
+
+class Features(nn.Module):
+    """The last map of a model that returns several values."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Any = self.model(x)
+        return found["out"] if isinstance(found, dict) else found.last_hidden_state
+
+
+def _transformers(name: str, **options: Any) -> nn.Module:
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**options)
+    return Features(getattr(transformers, f"{name}Model")(config))
+
+
+def _segmentation() -> nn.Module:
+    build = torchvision.models.segmentation.lraspp_mobilenet_v3_large
+    return Features(build(weights=None, weights_backbone=None))
+
+
+TIMM = (
+    "resnet18 resnetv2_50 resnext26ts seresnet33ts skresnet18 resnest14d res2net50_14w_8s "
+    "gernet_s nf_regnet_b0 regnetx_002 regnety_002 dla34 hrnet_w18_small cs3darknet_s "
+    "xception41 mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small mnasnet_small "
+    "fbnetc_100 spnasnet_100 hardcorenas_a mixnet_s tinynet_e efficientnet_lite0 "
+    "efficientnet_b0 tf_efficientnetv2_b0 ghostnetv2_100 mobilevit_xxs convnext_atto "
+    "convnextv2_atto edgenext_xx_small fastvit_t8 efficientvit_b0 starnet_s1 "
+    "inception_next_atto efficientformerv2_s0 ecaresnet26t gcresnet33ts convformer_s18"
+).split()
+_SIZES = {"efficientformerv2_s0": 224}
+
+HOSTS: dict[str, Host] = {
+    **{
+        f"timm/{name}": Host(partial(timm.create_model, name), (3, *[_SIZES.get(name, 64)] * 2))
+        for name in TIMM
+    },
+    "torchvision/mobilenet_v2": Host(torchvision.models.mobilenet_v2),
+    "torchvision/quantization/resnet18": Host(torchvision.models.quantization.resnet18),
+    "torchvision/lraspp_mobilenet_v3_large": Host(_segmentation),
+    "torchvision/r3d_18": Host(torchvision.models.video.r3d_18, (3, 8, 32, 32)),
+    "transformers/ResNet": Host(
+        partial(_transformers, "ResNet", depths=[1, 1, 1, 1], layer_type="basic")
+    ),
+    "transformers/RegNet": Host(
+        partial(
+            _transformers,
+            "RegNet",
+            hidden_sizes=[32, 64, 96, 128],
+            depths=[1, 1, 2, 1],
+            groups_width=16,
+        )
+    ),
+}

@@ -1,0 +1,201 @@
+"""Uses that train a model, and what is put around or into it for that."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
+
+from compatibility.trial import Trial, same
+
+
+def loss(out: Tensor) -> Tensor:
+    """Return something to be minimised."""
+    return out.square().mean()
+
+
+def gradients(model: nn.Module, run: Any, x: Tensor) -> dict[str, Tensor]:
+    """Return the gradients of all parameters."""
+    model.zero_grad()
+    loss(run(x)).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Check all of them together."""
+    if found.keys() != expected.keys():
+        raise ValueError("other parameters have a gradient")
+    flat = [torch.cat([each[name].flatten() for name in expected]) for each in (found, expected)]
+    same(*flat, tolerance)
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Be a group of one process, by gloo."""
+    with tempfile.NamedTemporaryFile() as file:
+        dist.init_process_group("gloo", init_method=f"file://{file.name}-s", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def ddp(trial: Trial) -> None:
+    """DistributedDataParallel, one process, gloo."""
+    expected = gradients(trial.model, trial.model, trial.x)
+    with one_process():
+        run = nn.parallel.DistributedDataParallel(trial.model)
+        same_gradients(gradients(trial.model, run, trial.x), expected, 1e-4)
+
+
+def fsdp(trial: Trial) -> None:
+    """FSDP2's `fully_shard`, one process, gloo, block by block."""
+    from torch.distributed.fsdp import fully_shard
+
+    plain = copy.deepcopy(trial.model)
+    expected = gradients(plain, plain, trial.x)
+    with one_process():
+        mesh = dist.init_device_mesh("cpu", (1,))
+        for child in trial.model.children():
+            if any(True for _ in child.parameters()):
+                fully_shard(child, mesh=mesh)
+        fully_shard(trial.model, mesh=mesh)
+        loss(trial.model(trial.x)).backward()
+        found: dict[str, Any] = {
+            name: p.grad for name, p in trial.model.named_parameters() if p.grad is not None
+        }
+        whole = {name: each.full_tensor() for name, each in found.items()}
+        same_gradients(whole, expected, 1e-4)
+
+
+def data_parallel(trial: Trial) -> None:
+    """DataParallel, without devices to spread over."""
+    same(nn.DataParallel(trial.model)(trial.x), trial.expected)
+
+
+def functional(trial: Trial) -> None:
+    """`torch.func`: gradients of each sample, by `vmap` of `grad` of `functional_call`."""
+    parameters = {name: p.detach() for name, p in trial.model.named_parameters()}
+    buffers = dict(trial.model.named_buffers())
+
+    def of_one(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return loss(functional_call(trial.model, (parameters, buffers), (x[None],)))
+
+    found = vmap(grad(of_one), in_dims=(None, 0))(parameters, trial.x)
+    expected = gradients(trial.model, lambda x: trial.model(x), trial.x[:1])
+    same_gradients({name: found[name][0] for name in expected}, expected, 1e-3)
+
+
+def checkpointed(trial: Trial) -> None:
+    """Activation checkpointing of the whole, and of every child that holds attention."""
+    expected = gradients(trial.model, trial.model, trial.x)
+
+    def run(x: Tensor) -> Any:
+        return checkpoint(trial.model, x, use_reentrant=False)
+
+    same_gradients(gradients(trial.model, run, trial.x), expected, 1e-4)
+
+
+def autocast(trial: Trial) -> None:
+    """bfloat16 by autocast, forward and backward."""
+    with torch.autocast("cpu", torch.bfloat16):
+        out = trial.model(trial.x)
+    loss(out.float()).backward()
+    if not all(p.grad.isfinite().all() for p in trial.model.parameters() if p.grad is not None):
+        raise ValueError("a gradient is not finite")
+    same(out.float(), trial.expected, 0.2)
+
+
+def ema(trial: Trial) -> None:
+    """Averages: torch's `AveragedModel` and timm's `ModelEmaV3`."""
+    from timm.utils import ModelEmaV3
+    from torch.optim.swa_utils import AveragedModel
+
+    for average in (AveragedModel(trial.model), ModelEmaV3(trial.model)):
+        update = getattr(average, "update_parameters", None) or average.update
+        update(trial.model)
+        same(average(trial.x), trial.expected)
+
+
+def pruned(trial: Trial) -> None:
+    """Pruning of all convolutions, made permanent."""
+    convolutions = [m for m in trial.model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    for each in convolutions:
+        prune.l1_unstructured(each, "weight", 0.2)
+    masked = trial.model(trial.x)
+    for each in convolutions:
+        prune.remove(each, "weight")
+    same(trial.model(trial.x), masked)
+
+
+def parametrized(trial: Trial) -> None:
+    """`weight_norm` on all convolutions, and taken off again."""
+    convolutions = [m for m in trial.model.modules() if type(m) in (nn.Conv2d, nn.Conv3d)]
+    for each in convolutions:
+        parametrizations.weight_norm(each)
+    same(trial.model(trial.x), trial.expected)
+    gradients(trial.model, trial.model, trial.x)
+    for each in convolutions:
+        parametrize.remove_parametrizations(each, "weight")
+    same(trial.model(trial.x), trial.expected)
+
+
+def lora(trial: Trial) -> None:
+    """peft's LoRA beside it, on convolutions of 1 x 1 and linear layers of the host."""
+    from peft import LoraConfig, get_peft_model
+
+    names = [
+        name
+        for name, m in trial.model.named_modules()
+        if isinstance(m, nn.Linear)
+        or (type(m) is nn.Conv2d and m.kernel_size == (1, 1) and m.groups == 1)
+    ]
+    expected = trial.expected
+    wrapped: Any = get_peft_model(trial.model, LoraConfig(r=2, target_modules=names))
+    same(wrapped(trial.x), expected)
+    loss(wrapped(trial.x)).backward()
+    same(wrapped.merge_and_unload()(trial.x), expected, 1e-3)
+
+
+def opacus(trial: Trial) -> None:
+    """Gradients of each sample by opacus, which refuses batch norms: they become group norms."""
+    from opacus import GradSampleModule
+    from opacus.validators import ModuleValidator
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ModuleValidator.fix(trial.model)
+        wrapped = GradSampleModule(model)
+        loss(wrapped(trial.x)).backward()
+    missing = [
+        name for name, p in model.named_parameters() if getattr(p, "grad_sample", None) is None
+    ]
+    if missing:
+        raise ValueError(f"no gradient of each sample: {missing[0]}")
+
+
+TRAINING = {
+    "DDP": ddp,
+    "FSDP2": fsdp,
+    "DataParallel": data_parallel,
+    "torch.func": functional,
+    "checkpointing": checkpointed,
+    "autocast": autocast,
+    "EMA": ema,
+    "pruning": pruned,
+    "parametrizations": parametrized,
+    "LoRA (peft)": lora,
+    "opacus": opacus,
+}

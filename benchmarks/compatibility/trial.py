@@ -1,0 +1,64 @@
+"""One model in one use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Trial:
+    """A model that a use may change, and what goes in.
+
+    Attributes:
+        model: In evaluation mode.
+        x: Two inputs.
+        larger: Three of twice the size.
+        host_error: What the same use of the host alone lost by being approximate; None where that
+            is not known.
+    """
+
+    model: nn.Module
+    x: Tensor
+    larger: Tensor
+    host_error: float | None = None
+    error: float = 0.0
+
+    @property
+    def several(self) -> list[Tensor]:
+        """Inputs of two batches and two sizes."""
+        return [self.x, self.larger]
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """What the model returns in eager mode."""
+        with torch.no_grad():
+            return self.model(self.x)
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of the sum of squares with respect to the input, in eager mode."""
+        x = self.x.clone().requires_grad_()
+        (found,) = torch.autograd.grad(self.model(x).square().sum(), x)
+        return found
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return the length of the difference as a part of the length."""
+    found, expected = found.detach().double(), expected.detach().double()
+    if found.shape != expected.shape:
+        raise ValueError(f"{tuple(found.shape)} came out, not {tuple(expected.shape)}")
+    return ((found - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+
+
+def same(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Check that two tensors are the same but for rounding.
+
+    Raises:
+        ValueError: They are not.
+    """
+    error = relative_error(found, expected)
+    if not error <= tolerance:
+        raise ValueError(f"the numbers differ by {error:.2g} of their length")
