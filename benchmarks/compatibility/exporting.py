@@ -40,7 +40,7 @@ def export(trial: Trial) -> None:
 
 def onnx(trial: Trial) -> None:
     """The dynamo exporter, run by onnxruntime at two batches and two sizes."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -53,7 +53,7 @@ def onnx(trial: Trial) -> None:
 
 def tensorrt(trial: Trial) -> None:
     """ONNX of operators and an opset that TensorRT lists; TensorRT itself is not run."""
-    import onnx as package
+    import onnx as package  # pyright: ignore[reportMissingImports]
 
     model = package.load_from_string(_to_onnx(trial))
     opset = max(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,17 +14,17 @@ FACTOR, AT_LEAST = 2.0, 0.1
 """An operated model may lose so many times what its host does, or so much of its length."""
 
 
-def pt2e(trial: Trial) -> None:
+def by_export(trial: Trial) -> None:
     """torchao's PT2E with the quantizer for x86."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    pt2e: Any = import_module("torchao.quantization.pt2e.quantize_pt2e")
+    x86: Any = import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
 
     exported = torch.export.export(trial.model, (trial.x,)).module()
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(exported, quantizer)
+    prepared = pt2e.prepare_pt2e(exported, quantizer)
     prepared(trial.x)
-    _held(trial, convert_pt2e(prepared))
+    _held(trial, pt2e.convert_pt2e(prepared))
 
 
 def by_fx(trial: Trial) -> None:
@@ -44,4 +45,4 @@ def _held(trial: Trial, quantized: Any) -> None:
         raise ValueError(f"it loses {trial.error:.2f}, the host alone {trial.host_error:.2f}")
 
 
-QUANTIZING = {"PT2E int8": pt2e, "fx int8": by_fx}
+QUANTIZING = {"PT2E int8": by_export, "fx int8": by_fx}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
@@ -37,8 +38,8 @@ def same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolera
     """Check all of them together."""
     if found.keys() != expected.keys():
         raise ValueError("other parameters have a gradient")
-    flat = [torch.cat([each[name].flatten() for name in expected]) for each in (found, expected)]
-    same(*flat, tolerance)
+    one, other = (torch.cat([e[name].flatten() for name in expected]) for e in (found, expected))
+    same(one, other, tolerance)
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def fsdp(trial: Trial) -> None:
     plain = copy.deepcopy(trial.model)
     expected = gradients(plain, plain, trial.x)
     with one_process():
-        mesh = dist.init_device_mesh("cpu", (1,))
+        mesh = init_device_mesh("cpu", (1,))
         for child in trial.model.children():
             if any(True for _ in child.parameters()):
                 fully_shard(child, mesh=mesh)
@@ -120,12 +121,13 @@ def autocast(trial: Trial) -> None:
 
 def ema(trial: Trial) -> None:
     """Averages: torch's `AveragedModel` and timm's `ModelEmaV3`."""
-    from timm.utils import ModelEmaV3
+    from timm.utils.model_ema import ModelEmaV3
     from torch.optim.swa_utils import AveragedModel
 
-    for average in (AveragedModel(trial.model), ModelEmaV3(trial.model)):
-        update = getattr(average, "update_parameters", None) or average.update
-        update(trial.model)
+    torchs, timms = AveragedModel(trial.model), ModelEmaV3(trial.model)
+    torchs.update_parameters(trial.model)
+    timms.update(trial.model)
+    for average in (torchs, timms):
         same(average(trial.x), trial.expected)
 
 
@@ -154,7 +156,7 @@ def parametrized(trial: Trial) -> None:
 
 def lora(trial: Trial) -> None:
     """peft's LoRA beside it, on convolutions of 1 x 1 and linear layers of the host."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
 
     names = [
         name
@@ -171,8 +173,8 @@ def lora(trial: Trial) -> None:
 
 def opacus(trial: Trial) -> None:
     """Gradients of each sample by opacus, which refuses batch norms: they become group norms."""
-    from opacus import GradSampleModule
-    from opacus.validators import ModuleValidator
+    from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]
+    from opacus.validators import ModuleValidator  # pyright: ignore[reportMissingImports]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

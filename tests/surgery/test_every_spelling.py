@@ -19,6 +19,7 @@ layers: Any = pytest.importorskip("einops.layers.torch")
 rearrange, reduce, repeat = einops.rearrange, einops.reduce, einops.repeat
 
 C = 8
+FACTOR: Any = np.float32(0.3)
 
 
 class Block(nn.Module):
@@ -284,7 +285,7 @@ class Precise(Block):
 class OnItsDevice(Block):
     def forward(self, x: Tensor) -> Tensor:
         if str(x.device).startswith("cpu") and f"{x.dtype}" == "torch.float32":
-            return x + self.branch(x) * np.float32(0.3)
+            return x + self.branch(x) * FACTOR
         return x
 
 

@@ -50,7 +50,7 @@ class Hub:
 
 def answering(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Be silent."""
 
         def do_POST(self) -> None:
