@@ -14,7 +14,7 @@ project = "attn_surgery"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 
-smartquotes = False
+smartquotes_action = "D"  # dashes; quotes stay as they are typed
 
 html_theme = "furo"
 html_title = "attn_surgery"
