@@ -12,7 +12,6 @@ from sphinx.application import Sphinx
 
 project = "attn_surgery"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
 
 smartquotes_action = "D"  # dashes; quotes stay as they are typed
 
