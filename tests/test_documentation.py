@@ -162,6 +162,7 @@ def shown(page: str) -> list[list[str]]:
     [
         ("digits", "recipes"),
         ("fashion_mnist", "results"),
+        ("digits_domains", "results"),
         ("efficientnet_lite0_transfer", "results"),
     ],
 )

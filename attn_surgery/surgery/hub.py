@@ -36,7 +36,7 @@ def local_path(path: str | Path) -> Path:
     except Exception as error:  # of the network, of the hub, of the name
         raise SurgeryError(
             f"cannot fetch {path}: {one_line(error)}; what is there has to hold {FILE!r}, as "
-            "push_to_hub writes it, and what is private needs `hf auth login`"
+            "push_to_hub writes it, and what is private needs 'hf auth login'"
         ) from error
 
 
@@ -95,7 +95,7 @@ def push_to_hub(
             )
         except Exception as error:  # of the network, of the hub, of the name
             raise SurgeryError(
-                f"cannot push to {name!r}: {one_line(error)}; `hf auth login`, or token=, says who "
+                f"cannot push to {name!r}: {one_line(error)}; 'hf auth login', or token=, says who "
                 "you are, and the name is 'user/name'"
             ) from error
     return str(address)
