@@ -15,7 +15,7 @@ from attn_surgery.host import Input
 from attn_surgery.reporting.measuring import Conditions, added_in_units, copies_of_maps, measure
 
 CPU = torch.device("cpu")
-DELAY_MS = 20.0
+DELAY_MS = 4.0
 times_module = importlib.import_module("attn_surgery.reporting.times")
 
 
@@ -100,7 +100,7 @@ def test_what_is_timed_beside_takes_part_in_every_round() -> None:
 
 
 def test_a_known_delay_is_as_many_copies_as_fit_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(times_module, "copies_of_maps", lambda *_, **__: lambda: time.sleep(0.01))
+    monkeypatch.setattr(times_module, "copies_of_maps", lambda *_, **__: lambda: time.sleep(0.002))
     report = attn_surgery.report(
         nn.Sequential(Block(), Block()),
         waiting,
@@ -112,7 +112,7 @@ def test_a_known_delay_is_as_many_copies_as_fit_into_it(monkeypatch: pytest.Monk
     )
     host, row = report.rows
     assert host.latency_added_copies is None
-    # twice 20 ms, in units of 10 ms and of what a sleep takes beyond that
+    # twice 4 ms, in units of 2 ms and of what a sleep takes beyond that
     assert row.latency_added_copies == pytest.approx(4, rel=0.25)
     assert row.train_latency_added_copies == pytest.approx(4, rel=0.25)
     assert "added (copies)" in report.text(width=None)
