@@ -96,7 +96,8 @@ class Report:
         drawn = list(self._drawn("simple", Shown(tuple(columns), width)))
         left_out = [group for _, groups in drawn for group in groups]
         told = [_LEFT_OUT.format(width, ", ".join(dict.fromkeys(left_out)))] if left_out else []
-        remarks = "\n".join([*told, *self.remarks()])
+        is_told = "copies" in (columns or GROUPS) and "copies" not in left_out
+        remarks = "\n".join([*told, *(e for e in self.remarks() if is_told or e != _COPIES)])
         return "\n\n".join(filter(None, [*(table for table, _ in drawn), remarks]))
 
     def tables(self, style: str) -> list[str]:

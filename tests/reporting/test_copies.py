@@ -116,7 +116,11 @@ def test_a_known_delay_is_as_many_copies_as_fit_into_it(monkeypatch: pytest.Monk
     assert row.latency_added_copies == pytest.approx(4, rel=0.25)
     assert row.train_latency_added_copies == pytest.approx(4, rel=0.25)
     assert "added (copies)" in report.text(width=None)
-    assert "to read and to write once" in str(report)
+    explained = "to read and to write once"
+    assert explained in report.text(width=None)
+    assert explained in report.text(["copies"])
+    assert explained not in report.text(["ratio"]), "where there is no such column"
+    assert explained not in report.text(width=60)
 
 
 def test_the_column_is_the_median_of_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
