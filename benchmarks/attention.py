@@ -34,10 +34,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from in_turn import timed_in_turn
+
 from attn_surgery.attention import build
 from attn_surgery.host import Input
 from attn_surgery.reporting import accelerator, device_name
-from attn_surgery.reporting.measuring import Conditions, Timing, measure
+from attn_surgery.reporting.measuring import Conditions, Timing
 
 RESNET50 = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 MOBILENETV2 = ((24, 56), (32, 28), (96, 14), (160, 7))
@@ -219,17 +221,9 @@ def timed(case: Case, device: torch.device, words: argparse.Namespace) -> Measur
         threads=words.threads,
         seconds=words.case_seconds,
     )
-    run = measure(
-        list(builders.values()), Input(((channels, size, size),)), conditions, train=case.train
-    )
-    for note in run.doubts:
-        print(f"{case.title}: {note}", file=sys.stderr)
-    timings = {}
-    for name, each in zip(builders, run.timings, strict=True):
-        if isinstance(each, str):
-            raise RuntimeError(f"{case}: {name}: {each}")
-        timings[name] = each.get("device", each["wall"])
-    return Measured(case, timings)
+    given = Input(((channels, size, size),))
+    times = timed_in_turn(str(case), builders, given, conditions, train=case.train)
+    return Measured(case, times)
 
 
 def table(done: Sequence[Measured]) -> str:

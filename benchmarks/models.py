@@ -33,10 +33,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from in_turn import timed_in_turn
+
 import attn_surgery
 from attn_surgery.host import Input
 from attn_surgery.reporting import accelerator, device_name
-from attn_surgery.reporting.measuring import Conditions, Timing, measure
+from attn_surgery.reporting.measuring import Conditions, Timing
 from attn_surgery.reporting.measuring.statistics import median_interval
 
 MODELS = ("timm/resnet50", "timm/resnet18", "torchvision/mobilenet_v2", "timm/convnext_tiny")
@@ -136,15 +138,8 @@ def timed(case: Case, device: torch.device, words: argparse.Namespace) -> Measur
         seconds=words.seconds,
     )
     given = Input(((3, words.size, words.size),))
-    run = measure(list(builders.values()), given, conditions, train=case.train)
-    for note in run.doubts:
-        print(f"{case}: {note}", file=sys.stderr)
-    timings = {}
-    for name, each in zip(builders, run.timings, strict=True):
-        if isinstance(each, str):
-            raise RuntimeError(f"{case}: {name}: {each}")
-        timings[name] = each.get("device", each["wall"])
-    return Measured(case, timings)
+    times = timed_in_turn(str(case), builders, given, conditions, train=case.train)
+    return Measured(case, times)
 
 
 def table(done: Sequence[Measured]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from attn_surgery.cli.parser import INTERRUPTED
 from attn_surgery.cli.surgery_options import asked
 from attn_surgery.errors import SurgeryError, one_line
-from attn_surgery.host import Input, load_model, parse_input
+from attn_surgery.host import Input, check_folder, load_model, parse_input
 from attn_surgery.planning import parse_attention
 from attn_surgery.reporting import (
     WIDTH,
@@ -117,8 +117,8 @@ def _width(arguments: argparse.Namespace) -> int | None:
 def _check_files(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is measured, what could not be written afterwards."""
     for path in (arguments.output, arguments.plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise SurgeryError(f"cannot write {path}: there is no folder {path.parent}")
+        if path is not None:
+            check_folder(path)
     if arguments.plot is not None:
         if arguments.no_latency:
             raise SurgeryError("--plot draws measured latency: leave --no-latency out")

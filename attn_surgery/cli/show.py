@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attn_surgery.errors import SurgeryError, one_line
-from attn_surgery.host import load_model
+from attn_surgery.host import check_folder, load_model
 from attn_surgery.reporting import accelerator, checked_device
 from attn_surgery.showing import (
     IMAGENET,
@@ -25,8 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Show what the attention of a file does to images."""
     for path in arguments.output:
         check_ending(path)
-        if not path.absolute().parent.is_dir():
-            raise SurgeryError(f"cannot write {path}: there is no folder {path.parent}")
+        check_folder(path)
     gallery = _shown(arguments)
     for path in arguments.output:
         gallery.save(path)

@@ -34,7 +34,7 @@ from attn_surgery.host.fidelity import (
     spells_addition,
     watched_attributes,
 )
-from attn_surgery.host.files import load_weights, read_weights, write_whole
+from attn_surgery.host.files import check_folder, load_weights, read_weights, write_whole
 from attn_surgery.host.inputs import (
     Input,
     InputSize,
@@ -68,6 +68,7 @@ __all__ = [
     "ReachableState",
     "as_input",
     "asks_for",
+    "check_folder",
     "check_host",
     "compiled",
     "describe",

@@ -15,6 +15,16 @@ from torch import nn
 from attn_surgery.errors import SurgeryError, one_line
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a file for which there is no folder, before there is anything to write into it.
+
+    Raises:
+        SurgeryError: It is so.
+    """
+    if not path.absolute().parent.is_dir():
+        raise SurgeryError(f"cannot write {path}: there is no folder {path.parent}")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file such that at any moment, a loss of power included, it is the old or the new.
 

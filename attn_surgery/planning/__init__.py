@@ -7,7 +7,7 @@ which method, and what for: all is tried, nothing is changed. `decide` hands on 
 
 from attn_surgery.planning.decision import Cut, Decision, decide
 from attn_surgery.planning.request import Attention, Chosen, One, Request, Where, parse_attention
-from attn_surgery.planning.sites import Assignment, Plan, Site
+from attn_surgery.planning.sites import Assignment, Plan, Site, runs
 from attn_surgery.planning.where import Choice, every, last_of_stage, matching, min_channels, stage
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "matching",
     "min_channels",
     "parse_attention",
+    "runs",
     "stage",
 ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tabulate import tabulate
 
 from attn_surgery.attention import available
 from attn_surgery.errors import SurgeryError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -257,16 +259,32 @@ def _table(
     """Draw a row for each site, its block first, or one for each run of rows that are alike."""
     table = {column: [_cell(site, column) for site in sites] for column in columns}
     table |= more or {}
-    rows: list[list[str]] = []
-    first, last = "", None
-    for site, (block, *rest) in zip(sites, zip(*table.values(), strict=True), strict=True):
-        if fold and last is not None and last.precedes(site) and rows[-1][1:] == rest:
-            rows[-1][0] = f"{first} to {block}"
-        else:
-            rows.append([block, *rest])
-            first = block
-        last = site
+    pairs = zip(sites, zip(*table.values(), strict=True), strict=True)
+
+    def is_next(one: tuple[Site, tuple[str, ...]], other: tuple[Site, tuple[str, ...]]) -> bool:
+        return fold and one[0].precedes(other[0]) and one[1][1:] == other[1][1:]
+
+    rows = []
+    for run in runs(pairs, is_next):
+        blocks = dict.fromkeys((run[0][1][0], run[-1][1][0]))
+        rows.append([" to ".join(blocks), *run[0][1][1:]])
     return tabulate(rows, headers=list(table), disable_numparse=True)
+
+
+def runs(items: Iterable[T], is_next: Callable[[T, T], bool]) -> list[list[T]]:
+    """Return runs of items, each of which is the next to the one before.
+
+    Example:
+        >>> runs([1, 2, 3, 7, 8], lambda one, other: other == one + 1)
+        [[1, 2, 3], [7, 8]]
+    """
+    found: list[list[T]] = []
+    for each in items:
+        if found and is_next(found[-1][-1], each):
+            found[-1].append(each)
+        else:
+            found.append([each])
+    return found
 
 
 def _cell(site: Site, column: str) -> str:

@@ -6,6 +6,7 @@ another format, as a picture. The catalogue does the same for the attentions alo
 
 from attn_surgery.reporting.catalogue import catalogue, listing_table
 from attn_surgery.reporting.counting import count_work
+from attn_surgery.reporting.drawing import new_figure
 from attn_surgery.reporting.formats import render
 from attn_surgery.reporting.measuring import (
     accelerator,
@@ -35,6 +36,7 @@ __all__ = [
     "device_name",
     "draw_plan",
     "listing_table",
+    "new_figure",
     "plot",
     "render",
     "report",

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from attn_surgery.errors import SurgeryError, check_choice, one_line
-from attn_surgery.host import Input, InputSize, as_input
+from attn_surgery.host import Input, InputSize, as_input, check_folder
 from attn_surgery.planning import Plan
 from attn_surgery.reporting.drawing import (
     COSTS,
@@ -99,8 +99,7 @@ def check_drawing(path: Path) -> None:
     """
     if path.suffix.lower() not in ENDINGS:
         raise SurgeryError(f"cannot draw to {path}: end it in one of {', '.join(ENDINGS)}")
-    if not path.absolute().parent.is_dir():
-        raise SurgeryError(f"cannot write {path}: there is no folder {path.parent}")
+    check_folder(path)
     if path.suffix.lower() == ".png":
         imported("matplotlib.figure")
 

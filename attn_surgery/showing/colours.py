@@ -88,6 +88,21 @@ def over_activation(picture: Numbers, activation: Numbers, most: float) -> Numbe
     return (grey * (1 - alpha) + colour * alpha).round().astype(numpy.uint8)
 
 
+SCALE = numpy.linspace(0.4, 1.6, 240)
+"""The gates of `gate_scale`, from left to right."""
+_GREY = numpy.full((24, SCALE.size, 3), 170, numpy.uint8)
+
+
+def gate_scale() -> Numbers:
+    """Draw what the colours of gates mean, over grey: ``(24, 240, 3)`` of uint8."""
+    return over_gates(_GREY, SCALE[None])
+
+
+def activation_scale() -> Numbers:
+    """Draw what the colours of activation mean, from 0 to the peak."""
+    return over_activation(_GREY, numpy.linspace(0, 1, SCALE.size)[None], 1.0)
+
+
 def _luma(picture: Numbers) -> Numbers:
     """Return the lightness of each pixel (ITU-R BT.601)."""
     return (picture * numpy.array([0.299, 0.587, 0.114])).sum(-1).round()

@@ -72,6 +72,12 @@ class Shown:
         maps = [each.activation_map for each in self.responses]
         return max((float(each.max()) for each in maps if each is not None), default=0.0)
 
+    def peak(self, response: Response) -> float:
+        """Return the peak of one's activation map as a part of the greater of the two; else 0."""
+        if response.activation_map is None or not self.greatest > 0:
+            return 0.0
+        return float(response.activation_map.max() / self.greatest)
+
     @property
     def moved(self) -> float:
         """Which share of the class activation map lies elsewhere, from 0 to 1; NaN without one."""
@@ -158,6 +164,11 @@ class Exhibits:
     def labels(self) -> list[str | None]:
         """The class of each image."""
         return [each.label for each in self.images]
+
+    @property
+    def attentions(self) -> str:
+        """What went in, each once."""
+        return ", ".join(dict.fromkeys(site.attention for site in self.sites))
 
     def contrast(self, site: SiteGates) -> Contrast | None:
         """Return how a site's gates differ between classes; None without two labels."""

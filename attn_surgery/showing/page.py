@@ -11,7 +11,7 @@ import numpy
 from PIL import Image
 
 from attn_surgery.finetune.process import need
-from attn_surgery.showing.colours import over_activation, over_gates
+from attn_surgery.showing.colours import activation_scale, gate_scale, over_activation, over_gates
 from attn_surgery.showing.exhibits import Exhibits, Shown, SiteGates
 from attn_surgery.showing.gates import Numbers
 from attn_surgery.showing.numbers import DAMPED, HIGH, LOW, RAISED, mean_gates
@@ -23,7 +23,6 @@ _FARTHEST = 5
 """Channels that are named, on either side of 1."""
 _THUMB = 128
 """Sides of sites' maps, in pixels."""
-_GREY = numpy.full((24, 240, 3), 170, numpy.uint8)
 
 
 def page(exhibits: Exhibits) -> bytes:
@@ -37,13 +36,10 @@ def page(exhibits: Exhibits) -> bytes:
     template = library.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=library.StrictUndefined
     ).from_string(folder.joinpath("page.html").read_text("utf-8"))
-    scale = over_gates(_GREY, numpy.linspace(0.4, 1.6, 240)[None])
-    ramp = over_activation(_GREY, numpy.linspace(0, 1, 240)[None], 1.0)
     return template.render(
         exhibits=exhibits,
-        attentions=", ".join(dict.fromkeys(site.attention for site in exhibits.sites)),
-        gate_scale=_source(scale),
-        activation_scale=_source(ramp),
+        gate_scale=_source(gate_scale()),
+        activation_scale=_source(activation_scale()),
         sites=[_site(exhibits, each) for each in exhibits.sites],
         images=[_image(exhibits, i) for i in range(len(exhibits.images))],
         site_table=site_table(exhibits),
@@ -84,18 +80,18 @@ def _figures(shown: Shown) -> list[dict[str, str]]:
     found = [{"source": _source(shown.picture), "alt": f"{shown.name}, {seen}", "told": seen}]
     for name, response in (("host", shown.host), ("operated", shown.operated)):
         if response.activation_map is not None:
-            found.append(_activation(shown, shown.picture, name, response.activation_map))
+            peak = shown.peak(response)
+            drawn = over_activation(shown.picture, response.activation_map, shown.greatest)
+            found.append(_activation(name, response.activation_map, peak, drawn))
     return found
 
 
-def _activation(shown: Shown, picture: Numbers, name: str, activation: Numbers) -> dict[str, str]:
-    peak = activation.max() / shown.greatest if shown.greatest > 0 else 0.0
+def _activation(name: str, activation: Numbers, peak: float, drawn: Numbers) -> dict[str, str]:
     row, column = numpy.unravel_index(activation.argmax(), activation.shape)
     place = f"{_third(row, activation.shape[0], 'top', 'bottom')} " + _third(
         column, activation.shape[1], "left", "right"
     )
     told = f"{name}: peak {peak:.3f}, {place}"
-    drawn = over_activation(picture, activation, shown.greatest)
     return {"source": _source(drawn), "alt": f"Activation map of the {told}", "told": told}
 
 

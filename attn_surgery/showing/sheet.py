@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
 import textwrap
@@ -12,7 +11,14 @@ from typing import Any
 import numpy
 
 from attn_surgery.finetune.process import need
-from attn_surgery.showing.colours import over_activation, over_gates
+from attn_surgery.reporting import new_figure
+from attn_surgery.showing.colours import (
+    SCALE,
+    activation_scale,
+    gate_scale,
+    over_activation,
+    over_gates,
+)
 from attn_surgery.showing.exhibits import Exhibits, Response, Shown
 from attn_surgery.showing.gates import Numbers
 from attn_surgery.showing.sheet_channels import LINE, MARGIN, channels_width, draw_channels
@@ -27,7 +33,6 @@ _LARGE, _SMALL, _GAP = 2.4, 1.0, 0.14
 _TITLE, _SMALL_TITLE = 0.5, 0.34
 _COLUMNS = 13
 """Of sites' maps, at most."""
-_GREY = numpy.full((24, 240, 3), 170, numpy.uint8)
 
 
 def sheet(exhibits: Exhibits) -> bytes:
@@ -48,10 +53,8 @@ def drawn(exhibits: Exhibits) -> Any:
         SurgeryError: Matplotlib is not installed.
     """
     need("matplotlib", extra="show")
-    figures: Any = importlib.import_module("matplotlib.figure")
     layout = _Layout.of(exhibits)
-    # A figure of its own, without pyplot: no display is needed, and no global state changed.
-    figure = figures.Figure(figsize=(layout.width, layout.height), facecolor="white")
+    figure = new_figure(layout.width, layout.height, facecolor="white")
     canvas = Canvas(figure, layout.width, layout.height)
     _draw_head(canvas, exhibits, layout.notes)
     top = MARGIN + layout.head
@@ -115,25 +118,22 @@ def _notes(exhibits: Exhibits, width: float) -> list[str]:
 
 
 def _draw_head(canvas: Canvas, exhibits: Exhibits, notes: list[str]) -> None:
-    attentions = ", ".join(dict.fromkeys(site.attention for site in exhibits.sites))
-    told = f"{len(exhibits.sites)} sites with {attentions}; {len(exhibits.images)} images"
+    told = f"{len(exhibits.sites)} sites with {exhibits.attentions}; {len(exhibits.images)} images"
     canvas.text(MARGIN, MARGIN, f"What attention does in {exhibits.model}", size=15, bold=True)
     canvas.text(MARGIN, MARGIN + 0.36, told, size=10)
     for i, note in enumerate(notes):
         canvas.text(MARGIN, MARGIN + 0.64 + 0.2 * i, note, size=8.5, colour="0.25")
     top = MARGIN + _HEAD + 0.2 * len(notes)
-    gates = numpy.linspace(0.4, 1.6, 240)[None]
-    scale = canvas.picture(MARGIN, top + 0.02, 3.0, 0.2, over_gates(_GREY, gates))
+    scale = canvas.picture(MARGIN, top + 0.02, 3.0, 0.2, gate_scale())
     canvas.ticks(
         scale,
-        numpy.interp([0.5, 0.75, 1, 1.25, 1.5], gates[0], numpy.arange(240)),
+        numpy.interp([0.5, 0.75, 1, 1.25, 1.5], SCALE, numpy.arange(SCALE.size)),
         ["0.5", "0.75", "1", "1.25", "1.5"],
     )
     canvas.text(MARGIN + 3.15, top + 0.04, "gate; 1: no colour, beyond: striped", size=8)
     if exhibits.layer:
-        ramp = over_activation(_GREY, numpy.linspace(0, 1, 240)[None], 1.0)
-        scale = canvas.picture(MARGIN + 6.0, top + 0.02, 2.0, 0.2, ramp)
-        canvas.ticks(scale, [0, 239], ["0", "1"])
+        scale = canvas.picture(MARGIN + 6.0, top + 0.02, 2.0, 0.2, activation_scale())
+        canvas.ticks(scale, [0, SCALE.size - 1], ["0", "1"])
         told = "activation; 1: greater peak of the two"
         canvas.text(MARGIN + 8.15, top + 0.04, told, size=8)
 
@@ -151,7 +151,7 @@ def _draw_models(canvas: Canvas, exhibits: Exhibits, shown: Shown, top: float) -
     for title, response in (("host", shown.host), ("operated", shown.operated)):
         if (drawn_map := _mapped(shown, response)) is not None:
             peak = "" if title == "host" else f"map moved {percent(shown.moved) or '-'} %, "
-            note = f"{peak}peak {_peak(shown, response):.3f}"
+            note = f"{peak}peak {shown.peak(response):.3f}"
             pictures.append((_guess(exhibits, title, response), note, drawn_map))
     for i, (title, note, picture) in enumerate(pictures):
         left = MARGIN + i * (_LARGE + _GAP)
@@ -170,11 +170,6 @@ def _mapped(shown: Shown, response: Response) -> Numbers | None:
     if shown.picture is None or response.activation_map is None:
         return None
     return over_activation(shown.picture, response.activation_map, shown.greatest)
-
-
-def _peak(shown: Shown, response: Response) -> float:
-    assert response.activation_map is not None
-    return float(response.activation_map.max() / shown.greatest) if shown.greatest > 0 else 0.0
 
 
 def _draw_sites(

@@ -53,11 +53,12 @@ def switch(model: T, path: str | Path) -> T:
         True
     """
     operated = Operated.within(model)
-    content, tensors = read(local_path(path))
+    file = local_path(path)  # once: what stands on a hub may change
+    content, tensors = read(file)
     done = operated.surgeries
     if content.surgeries == done or _as_data(content.surgeries) == _as_data(done):
         return _copy(model, operated, path, content, tensors)
-    return _operate_anew(model, operated, path, tensors)
+    return _operate_anew(model, operated, file, tensors)
 
 
 def _as_data(surgeries: list[tuple[Plan, str]]) -> str:

@@ -104,7 +104,7 @@ def scripted(trial: Trial) -> None:
 
 
 def symbolic(trial: Trial) -> None:
-    """`torch.fx.symbolic_trace`, with the running of what it returns."""
+    """`torch.fx.symbolic_trace`."""
     same(fx.symbolic_trace(trial.model)(trial.x), trial.expected)
 
 
@@ -118,7 +118,7 @@ def features_torchvision(trial: Trial) -> None:
 
 
 def features_timm(trial: Trial) -> None:
-    """timm's `forward_intermediates`, or its feature extraction by hooks."""
+    """timm's `forward_intermediates`, its last map that of `forward_features`."""
     model: Any = trial.model
     if not hasattr(model, "forward_features"):
         raise TypeError("it is none of timm's")

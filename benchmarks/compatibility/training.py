@@ -100,7 +100,7 @@ def functional(trial: Trial) -> None:
 
 
 def checkpointed(trial: Trial) -> None:
-    """Activation checkpointing of the whole, and of every child that holds attention."""
+    """Activation checkpointing of the whole."""
     expected = gradients(trial.model, trial.model, trial.x)
 
     def run(x: Tensor) -> Any:

@@ -172,7 +172,8 @@ def test_the_card(hub: Hub, tmp_path: Path) -> None:
     assert "private" in json.dumps(hub.created[0])
     card = hub.files[hub.commits[-1]]["README.md"].decode()
     metadata = huggingface_hub.ModelCard(card).data
-    assert (metadata.library_name, metadata.license) == ("attn_surgery", "apache-2.0")
+    told = metadata.to_dict()
+    assert (told["library_name"], told["license"]) == ("attn_surgery", "apache-2.0")
     assert metadata.tags == ["attn_surgery", "attention", "se"]
     for said in (
         "se in 2 places of torchvision/resnet18",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attn_surgery.planning import Plan, Site
+from attn_surgery.planning import Plan, Site, runs
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,13 @@ def blocks_of(
 
 
 def _folded(blocks: Sequence[Block]) -> list[Block]:
-    runs: list[Block] = []
-    last: Block | None = None
-    for block in blocks:
-        if last is not None and last.is_like(block) and last.sites[0].precedes(block.sites[0]):
-            runs[-1] = replace(runs[-1], paths=runs[-1].paths + block.paths)
-        else:
-            runs.append(block)
-        last = block
-    return runs
+    def is_next(one: Block, other: Block) -> bool:
+        return one.is_like(other) and one.sites[0].precedes(other.sites[0])
+
+    return [
+        replace(run[0], paths=tuple(path for block in run for path in block.paths))
+        for run in runs(blocks, is_next)
+    ]
 
 
 def _pathless(block: Block) -> Block:
