@@ -15,14 +15,16 @@ from attn_surgery.attention.construction.gate import (
     hidden_width,
     sigmoid_gate,
 )
+from attn_surgery.attention.construction.maxima import maximum_over_channels
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
-from attn_surgery.attention.construction.ordinary import is_untouched
+from attn_surgery.attention.construction.ordinary import follows_the_batch, is_untouched
 from attn_surgery.attention.construction.passes import (
     POOLS,
     Described,
     Pooled,
     Scaled,
     described,
+    in_parts,
 )
 from attn_surgery.attention.construction.registry import (
     Entry,
@@ -32,6 +34,7 @@ from attn_surgery.attention.construction.registry import (
     get_builder,
     register,
 )
+from attn_surgery.attention.construction.small_maps import windowed
 
 __all__ = [
     "BATCH_NORM",
@@ -52,14 +55,18 @@ __all__ = [
     "described",
     "entry",
     "flag",
+    "follows_the_batch",
     "get_builder",
     "hidden_width",
+    "in_parts",
     "is_empty",
     "is_untouched",
+    "maximum_over_channels",
     "positive",
     "register",
     "sigmoid_gate",
     "std_mean",
     "unbatched",
     "whole",
+    "windowed",
 ]

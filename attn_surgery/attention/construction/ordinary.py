@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.amp import is_autocast_available  # pyright: ignore[reportPrivateImportUsage]
 from torch.autograd import forward_ad
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.modules import module as torch_module
@@ -32,30 +31,37 @@ def is_ordinary(x: Tensor) -> bool:
         and x.is_floating_point()
         and not is_tracing()
         and not _is_watched()
-        and not _is_autocast(x.device.type)
+        and not torch._C._is_any_autocast_enabled()
     )
 
 
 _KINDS = (Tensor, nn.Parameter)
 
 
-def _is_autocast(device_type: str) -> bool:
-    return is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
 def _is_watched() -> bool:
     return bool(
         torch._C._are_functorch_transforms_active()
-        or not all(map(_only_answers, _get_current_dispatch_mode_stack()))
         or torch._C._len_torch_function_stack()
         or forward_ad._current_level >= 0
         or torch_module._has_any_global_hook()
+        or not all(map(_only_answers, _get_current_dispatch_mode_stack()))
     )
 
 
 def _only_answers(mode: TorchDispatchMode) -> bool:
     """Tell whether a mode lets everything be as it is, and answers what would fail."""
     return getattr(mode, "only_answers", False)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Tell whether a map's positions are one dimension as it lies: contiguous, or channels last.
+
+    Example:
+        >>> x = torch.zeros(2, 8, 4, 4)
+        >>> is_dense(x), is_dense(x.transpose(2, 3))
+        (True, False)
+    """
+    return x.is_contiguous() or x.movedim(1, -1).is_contiguous()
 
 
 def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
@@ -82,3 +88,13 @@ def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         or "forward" in own
         or module._compiled_call_impl is not None
     )
+
+
+def follows_the_batch(layer: nn.Module) -> bool:
+    """Tell whether a batch norm takes its statistics from the batch.
+
+    Example:
+        >>> follows_the_batch(nn.BatchNorm2d(8)), follows_the_batch(nn.BatchNorm2d(8).eval())
+        (True, False)
+    """
+    return layer.training or layer.running_mean is None

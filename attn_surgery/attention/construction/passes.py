@@ -19,6 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from attn_surgery.attention.construction.maxima import (
+    maximum_over_channels,
+    maximum_over_positions,
+)
+
 POOLS = ("avg", "max", "lp", "lse")
 POOLED = frozenset(("avg", "max"))
 """Those whose gradient is known here."""
@@ -59,17 +64,6 @@ def in_parts(x: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
     return zip(*parts, strict=False)
 
 
-def is_dense(x: Tensor) -> bool:
-    """Tell whether a map's positions are one dimension as it lies: contiguous, or channels last.
-
-    Example:
-        >>> x = torch.zeros(2, 8, 4, 4)
-        >>> is_dense(x), is_dense(x.transpose(2, 3))
-        (True, False)
-    """
-    return x.is_contiguous() or x.movedim(1, -1).is_contiguous()
-
-
 # Pooled over positions
 
 
@@ -101,13 +95,18 @@ def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
     return torch.logsumexp(x, dims, keepdim=True)
 
 
+def pooled(x: Tensor, kinds: Sequence[str], dims: list[int]) -> list[Tensor]:
+    """Pool a dense map in several ways, ``(N, C, 1, ...)`` each."""
+    return [maximum_over_positions(x) if kind == "max" else pool(x, kind, dims) for kind in kinds]
+
+
 class Pooled(Function):
     """A map and its pools, ``(N, C, 1, ...)`` for each kind."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kinds: Sequence[str], dims: list[int]) -> Any:
         """Read the map once."""
-        parts = [[pool(of, kind, dims) for kind in kinds] for (of,) in in_parts(x)]
+        parts = [pooled(of, kinds, dims) for (of,) in in_parts(x)]
         pools = [_joined(list(each)) for each in zip(*parts, strict=True)]
         ctx.save_for_backward(x, *pools)
         ctx.kinds = kinds
@@ -135,9 +134,9 @@ class Pooled(Function):
 # Described over channels
 
 
-def described(scaled: Tensor, *, mean_first: bool) -> Tensor:
-    """Return maximum and mean over channels: ``(N, C, *spatial)`` -> ``(N, 2, *spatial)``."""
-    maximum, mean = scaled.amax(1, keepdim=True), scaled.mean(1, keepdim=True)
+def described(scaled: Tensor, maximum: Tensor, *, mean_first: bool) -> Tensor:
+    """Join mean and maximum over channels: ``(N, 2, *spatial)``."""
+    mean = scaled.mean(1, keepdim=True)
     return torch.cat([mean, maximum] if mean_first else [maximum, mean], 1)
 
 
@@ -148,7 +147,11 @@ class Described(Function):
     def forward(ctx: Any, x: Tensor, gate: Tensor, mean_first: bool) -> tuple[Tensor, Tensor]:
         """Read the map once; the scaled map never leaves the cache."""
         parts = in_parts(x, gate)
-        result = _joined([described(of * by, mean_first=mean_first) for of, by in parts])
+        scaled = (of * by for of, by in parts)
+        told = [
+            described(each, maximum_over_channels(each), mean_first=mean_first) for each in scaled
+        ]
+        result = _joined(told)
         ctx.save_for_backward(x, gate, result)
         ctx.mean_first = mean_first
         return x, result

@@ -1,0 +1,180 @@
+"""Without a gradient, and on small maps: the same numbers by fewer and cheaper steps."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
+
+from attn_surgery.attention import build
+from attn_surgery.attention.construction import maxima, passes, small_maps
+
+NAMES = ("se", "cam", "cbam")
+SHAPES = [
+    (2, 24, 7, 7),
+    (3, 40, 9, 10),
+    (1, 33, 5, 5),
+    (12, 8, 14, 14),
+    (2, 16, 45),
+    (2, 6, 3, 4, 5),
+]
+"""Positions and channels that fill no register, batches that are few and many."""
+
+
+def moved(name: str, shape: tuple[int, ...]) -> Any:
+    """Build an attention in float64 that is past its start."""
+    torch.manual_seed(0)
+    attention = build(
+        name, shape[1], spatial_dims=len(shape) - 2, options={"hidden_channels": 3}
+    ).double()
+    with torch.no_grad():
+        for each in attention.parameters():
+            each += torch.randn_like(each) / 2
+    return attention
+
+
+def a_map(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
+    torch.manual_seed(1)
+    x = torch.randn(shape, dtype=torch.double)
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
+
+
+def plainly(attention: nn.Module, x: Tensor) -> Tensor:
+    """Run an attention step by step: a mode sees all that it does."""
+    with BaseTorchFunctionMode():
+        return attention(x)
+
+
+@pytest.fixture(params=["at once", "apart"])
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "apart":
+        monkeypatch.setattr(passes, "_LARGE", 1)
+        monkeypatch.setattr(passes, "_PART", 1)
+    monkeypatch.setattr(maxima, "_SMALL", 1)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_gradient_the_numbers_are_those_of_plain_steps(
+    name, shape, training, channels_last
+):
+    one, x = moved(name, shape).train(training), a_map(shape, channels_last=channels_last)
+    other, before = copy.deepcopy(one), x.clone()
+    with torch.no_grad():
+        y, plain = one(x), plainly(other, x)
+    assert y.stride() == plain.stride()
+    torch.testing.assert_close(y, plain)
+    torch.testing.assert_close(list(one.buffers()), list(other.buffers()))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_gradient_the_start_is_the_identity_bit_for_bit(name, dtype):
+    attention = build(name, 24).to(dtype).eval()
+    x = torch.randn(3, 24, 7, 7).to(dtype)
+    x[0, 0, 0] = -0.0
+    with torch.inference_mode():
+        assert torch.equal(attention(x).view(torch.uint8), x.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 7, 7), (9, 8, 5, 6)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_on_small_maps_are_those_of_plain_steps(name, shape, dtype):
+    attention = moved(name, shape).to(dtype)
+    x = a_map(shape, channels_last=False).to(dtype).requires_grad_()
+    weights = torch.randn(shape, dtype=dtype)
+    results = []
+    for run in (nn.Module.__call__, plainly):
+        one = copy.deepcopy(attention)
+        grads = torch.autograd.grad((run(one, x) * weights).sum(), [x, *one.parameters()])
+        results.append((grads, list(one.buffers())))
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {}
+    torch.testing.assert_close(*results, **tolerance)
+
+
+@pytest.mark.parametrize(
+    "touched", ["channel.fc1", "channel.act", "spatial.conv", "spatial.conv.bn"]
+)
+def test_a_layer_that_is_hooked_sees_the_whole_batch(touched, monkeypatch):
+    monkeypatch.setattr(passes, "_LARGE", 1)
+    monkeypatch.setattr(passes, "_PART", 1)
+    attention, seen = build("cbam", 8).eval(), []
+    attention.get_submodule(touched).register_forward_hook(lambda *call: seen.append(len(call[2])))
+    with torch.no_grad():
+        attention(torch.randn(3, 8, 7, 7))
+    assert seen == [3]
+
+
+def test_an_exchanged_layer_is_run():
+    attention: Any = build("cbam", 8).eval()
+    attention.channel.fc1 = nn.Conv2d(8, 1, 3, padding=1, groups=1)
+    attention.spatial.conv.bn = nn.Tanh()
+    x = torch.randn(3, 8, 7, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x), plainly(attention, x))
+
+
+SIZES = st.integers(1, 50)
+SAMPLES, CHANNELS = st.integers(1, 3), st.integers(1, 140)
+
+
+@given(
+    shape=st.tuples(SAMPLES, CHANNELS, SIZES) | st.tuples(SAMPLES, CHANNELS, SIZES, SIZES),
+    channels_last=st.booleans(),
+    odd=st.sampled_from([None, float("nan"), float("inf"), -float("inf")]),
+)
+def test_maxima_are_those_of_torch(shape, channels_last, odd):
+    x = a_map(shape, channels_last=channels_last).float()
+    if odd is not None:
+        x[0, 0, -1] = odd
+    positions = list(range(2, x.dim()))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maxima, "_SMALL", 1)
+        over_channels = maxima.maximum_over_channels(x)
+        over_positions = maxima.maximum_over_positions(x)
+    same = {"rtol": 0, "atol": 0, "equal_nan": True}
+    torch.testing.assert_close(over_channels, x.amax(1, keepdim=True), **same)
+    torch.testing.assert_close(over_positions, x.amax(positions, keepdim=True), **same)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("shape", [(1, 7, 7), (8, 4, 9), (33, 5, 5)], ids=str)
+def test_windows_give_what_the_convolution_gives_and_its_gradients(shape, size, bias):
+    batch, *sides = shape
+    conv = nn.Conv2d(2, 1, size, padding=size // 2, bias=bias)
+    x = torch.randn(batch, 2, *sides, requires_grad=True)
+    results = []
+    for run in (small_maps.windowed, nn.Module.__call__):
+        y = run(conv, x)
+        first = torch.autograd.grad(y.square().sum(), [x, *conv.parameters()], create_graph=True)
+        results.append((y, first, torch.autograd.grad(first[0].square().sum(), x)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(2, 1, 3, padding=2, dilation=2),
+        nn.Conv2d(2, 2, 3, padding=1, groups=2),
+        nn.Conv2d(2, 1, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 1, 3, padding="same"),
+        nn.Conv1d(2, 1, 3, padding=1),
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_called(conv):
+    x = torch.randn(2, 2, *[9] * len(conv.kernel_size))
+    torch.testing.assert_close(small_maps.windowed(conv, x), conv(x))
