@@ -58,7 +58,7 @@ from attn_surgery.host.restore import (
     refill,
     undisturbed_randomness,
 )
-from attn_surgery.host.unsupported import check_host, unwrapped
+from attn_surgery.host.unsupported import check_host, check_module, unwrapped
 
 __all__ = [
     "Attributes",
@@ -70,6 +70,7 @@ __all__ = [
     "asks_for",
     "check_folder",
     "check_host",
+    "check_module",
     "compiled",
     "describe",
     "device_copy",

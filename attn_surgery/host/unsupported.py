@@ -12,18 +12,27 @@ from torch.nn.parameter import is_lazy
 from attn_surgery.errors import SurgeryError
 
 
-def check_host(model: object) -> None:
-    """Refuse what cannot be operated on.
+def check_module(model: object) -> None:
+    """Refuse what is no module.
 
     Raises:
-        SurgeryError: ``model`` is no module, is scripted, compiled, wrapped for data-parallel
-            training or converted to int8, or has parameters that are not initialised yet.
+        SurgeryError: It is none.
     """
     if not isinstance(model, nn.Module):
         raise SurgeryError(
             f"the host must be a torch.nn.Module, not {_kind_of(model)}; "
             "pass the model itself, not its class, its path or its state dict"
         )
+
+
+def check_host(model: nn.Module) -> None:
+    """Refuse what cannot be operated on.
+
+    Raises:
+        SurgeryError: ``model`` is no module, is scripted, compiled, wrapped for data-parallel
+            training or converted to int8, or has parameters that are not initialised yet.
+    """
+    check_module(model)
     unfit = functools.cache(_unfit)
     for path, module in model.named_modules():
         found = _COMPILED if _is_compiled(module) else unfit(type(module))

@@ -18,6 +18,7 @@ from attn_surgery.host import (
     Input,
     InputSize,
     as_input,
+    check_module,
     meta_copy,
     undisturbed_randomness,
 )
@@ -104,6 +105,7 @@ def report(
         >>> costs[1].params - costs[0].params, costs[1].macs - costs[0].macs
         (89080, 87040)
     """
+    check_module(model)
     name = name or type(model).__name__
     given = as_input(input_size, model)
     dtype, autocast = checked_dtype(dtype, "dtype"), checked_dtype(autocast, "autocast")

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from attn_surgery.host import check_module
 from attn_surgery.planning import Plan
 from attn_surgery.surgery.attention_file import Content, read
 from attn_surgery.surgery.fingerprint import check_same, forms
@@ -52,6 +53,7 @@ def switch(model: T, path: str | Path) -> T:
         >>> attn_surgery.switch(host, folder / "cats") is host
         True
     """
+    check_module(model)
     operated = Operated.within(model)
     file = local_path(path)  # once: what stands on a hub may change
     content, tensors = read(file)

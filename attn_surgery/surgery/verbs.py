@@ -9,7 +9,7 @@ from torch import nn
 
 from attn_surgery.attention import INITS
 from attn_surgery.errors import SurgeryError, check_choice
-from attn_surgery.host import check_host, undisturbed_randomness
+from attn_surgery.host import check_host, check_module, undisturbed_randomness
 from attn_surgery.planning import Attention, Decision, Plan, Request, Where, decide
 from attn_surgery.rewriting import (
     Replaced,
@@ -170,7 +170,8 @@ def remove(model: nn.Module) -> nn.Module:
         The model itself.
 
     Raises:
-        SurgeryError: An attention is there, and what ran it is not any more.
+        SurgeryError: ``model`` is no module; or an attention is there, and what ran it is not any
+            more.
 
     Example:
         >>> import torchvision, attn_surgery
@@ -179,6 +180,7 @@ def remove(model: nn.Module) -> nn.Module:
         >>> list(attn_surgery.remove(attn_surgery.apply(host)).state_dict()) == keys
         True
     """
+    check_module(model)
     return all_or_nothing(model, lambda: _restored(model))
 
 
@@ -202,7 +204,8 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
     Each is there once, by the first path to it, where a module is held in several places.
 
     Raises:
-        SurgeryError: An attention is there, and what ran it is not any more.
+        SurgeryError: ``model`` is no module; or an attention is there, and what ran it is not any
+            more.
 
     Example:
         >>> import torchvision, attn_surgery
@@ -210,6 +213,7 @@ def inserted(model: nn.Module) -> dict[str, nn.Module]:
         >>> list(attn_surgery.inserted(host))
         ['layer4.0.attn', 'layer4.1.attn']
     """
+    check_module(model)
     return attentions_among(model.named_modules())
 
 

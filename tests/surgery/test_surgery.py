@@ -401,3 +401,24 @@ def test_an_attention_that_cannot_be_built_leaves_the_host_as_it_was(host, untou
 
     with pytest.raises(SurgeryError, match="too wide"):
         attn_surgery.apply(host, build)
+
+
+@pytest.mark.parametrize("given", ["resnet18", None, nn.ReLU, {"weight": torch.zeros(1)}], ids=str)
+@pytest.mark.parametrize(
+    "verb",
+    [
+        attn_surgery.plan,
+        attn_surgery.apply,
+        attn_surgery.remove,
+        attn_surgery.inserted,
+        attn_surgery.report,
+        attn_surgery.compile_attention,
+        lambda model: attn_surgery.save(model, "file"),
+        lambda model: attn_surgery.load(model, "file"),
+        lambda model: attn_surgery.switch(model, "file"),
+    ],
+    ids=["plan", "apply", "remove", "inserted", "report", "compile", "save", "load", "switch"],
+)
+def test_what_is_no_module_is_refused_by_name(verb, given):
+    with pytest.raises(SurgeryError, match=r"must be a torch.nn.Module, not .*pass the model"):
+        verb(given)
