@@ -157,16 +157,32 @@ def test_windows_give_what_the_convolution_gives_and_its_gradients(shape, size, 
     conv = nn.Conv2d(2, 1, size, padding=size // 2, bias=bias)
     x = torch.randn(batch, 2, *sides, requires_grad=True)
     results = []
-    for run in (small_maps.windowed, nn.Module.__call__):
+    for run in (small_maps.convolved, nn.Module.__call__):
         y = run(conv, x)
         first = torch.autograd.grad(y.square().sum(), [x, *conv.parameters()], create_graph=True)
         results.append((y, first, torch.autograd.grad(first[0].square().sum(), x)))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+ODD = st.sampled_from([1, 3, 5, 7])
+
+
+@given(batch=SAMPLES, channels=SAMPLES, height=SIZES, width=SIZES, rows=ODD, columns=ODD)
+def test_a_band_gives_what_the_convolution_gives(batch, channels, height, width, rows, columns):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 1, (rows, columns), padding=(rows // 2, columns // 2))
+    x = torch.randn(batch, channels, height, width)
+    with torch.no_grad():
+        torch.testing.assert_close(small_maps.convolved(conv, x), conv(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "conv",
     [
+        nn.Conv2d(2, 1, 3),
+        nn.Conv2d(2, 1, 3, padding=1, stride=2),
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Conv2d(2, 1, 4, padding=2),
         nn.Conv2d(2, 1, 3, padding=2, dilation=2),
         nn.Conv2d(2, 2, 3, padding=1, groups=2),
         nn.Conv2d(2, 1, 3, padding=1, padding_mode="reflect"),
@@ -177,4 +193,6 @@ def test_windows_give_what_the_convolution_gives_and_its_gradients(shape, size, 
 )
 def test_other_convolutions_are_called(conv):
     x = torch.randn(2, 2, *[9] * len(conv.kernel_size))
-    torch.testing.assert_close(small_maps.windowed(conv, x), conv(x))
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            assert torch.equal(small_maps.convolved(conv, x), conv(x))

@@ -34,7 +34,7 @@ from attn_surgery.attention.construction.registry import (
     get_builder,
     register,
 )
-from attn_surgery.attention.construction.small_maps import windowed
+from attn_surgery.attention.construction.small_maps import convolved
 
 __all__ = [
     "BATCH_NORM",
@@ -52,6 +52,7 @@ __all__ = [
     "build",
     "check_options",
     "choice",
+    "convolved",
     "described",
     "entry",
     "flag",
@@ -68,5 +69,4 @@ __all__ = [
     "std_mean",
     "unbatched",
     "whole",
-    "windowed",
 ]

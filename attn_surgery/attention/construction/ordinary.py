@@ -97,4 +97,4 @@ def follows_the_batch(layer: nn.Module) -> bool:
         >>> follows_the_batch(nn.BatchNorm2d(8)), follows_the_batch(nn.BatchNorm2d(8).eval())
         (True, False)
     """
-    return layer.training or layer.running_mean is None
+    return layer.training or getattr(layer, "running_mean", None) is None

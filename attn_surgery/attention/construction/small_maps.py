@@ -16,10 +16,12 @@ from attn_surgery.attention.construction.ordinary import is_untouched
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _POINTWISE = {((1,) * dims, (0,) * dims, 1) for dims in (1, 2, 3)}
-_POSITIONS = 1 << 15
-"""Of a batch, above which its windows no longer fit in a cache."""
-_SAMPLES = 8
-"""More are quicker by the convolution's own call, where there is no way back."""
+_SMALL = 1 << 11
+"""Elements of a batch, below which one step counts more than what it does."""
+_LARGE = 1 << 16
+"""Elements of a batch, above which its windows no longer fit in a cache."""
+_WIDTH = 64
+"""Of a map, above which the band is mostly zeros, and its product no gain."""
 
 
 def is_pointwise(layer: Any) -> bool:
@@ -46,8 +48,8 @@ def pointwise(layer: Any, pooled: Tensor) -> Tensor:
     return F.linear(pooled, layer.weight.flatten(1), layer.bias)
 
 
-def windowed(layer: Any, x: Tensor) -> Tensor:
-    """Convolve few channels, ``(N, C, *spatial)``, by a product with the map's windows if it pays.
+def convolved(layer: Any, x: Tensor) -> Tensor:
+    """Convolve few channels to one, ``(N, C, *spatial)`` -> ``(N, 1, *spatial)``, the quickest way.
 
     Args:
         layer: A convolution that nobody would miss a call of.
@@ -55,21 +57,55 @@ def windowed(layer: Any, x: Tensor) -> Tensor:
 
     Example:
         >>> conv, x = nn.Conv2d(2, 1, 7, padding=3), torch.randn(1, 2, 14, 14)
-        >>> torch.allclose(windowed(conv, x), conv(x), atol=1e-5)
+        >>> torch.allclose(convolved(conv, x), conv(x), atol=1e-5)
         True
     """
-    if (
-        x.dim() == 4
-        and x.numel() <= _POSITIONS * x.shape[1]
-        and (x.shape[0] <= _SAMPLES or torch.is_grad_enabled())
-        and x.dtype is torch.float32
-        and x.device.type == "cpu"
+    if not _is_known(layer) or x.dtype is not torch.float32 or x.device.type != "cpu":
+        return layer(x)
+    values = x.numel()
+    if values <= (_LARGE if torch.is_grad_enabled() else _SMALL):
+        return _by_windows(layer, x)
+    if torch.is_grad_enabled() or x.shape[3] > _WIDTH:
+        return layer(x)
+    return _by_rows(layer, x)
+
+
+def _is_known(layer: Any) -> bool:
+    """Tell whether a layer is a two-dimensional convolution to one map, of the size of its own."""
+    if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or layer.out_channels != 1:
+        return False
+    height, width = layer.kernel_size
+    return (
+        height % 2 == width % 2 == 1
+        and layer.padding == (height // 2, width // 2)
+        and layer.stride == layer.dilation == (1, 1)
         and layer.groups == 1
-        and layer.dilation == (1, 1)
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-    ):
-        return torch.ops.aten.thnn_conv2d(
-            x, layer.weight, layer.kernel_size, layer.bias, layer.stride, layer.padding
-        )
-    return layer(x)
+    )
+
+
+def _by_windows(layer: Any, x: Tensor) -> Tensor:
+    """Convolve by a product with the windows of the map, whose way back is a product, too."""
+    return torch.ops.aten.thnn_conv2d(
+        x, layer.weight, layer.kernel_size, layer.bias, layer.stride, layer.padding
+    )
+
+
+def _by_rows(layer: Any, x: Tensor) -> Tensor:
+    """Convolve by a product of a map's rows with a banded matrix, of the weights on its diagonals.
+
+    Each row of the result is a product of as many rows of the map as the kernel is high.
+    """
+    samples, channels, height, width = x.shape
+    rows, columns = layer.kernel_size
+    padded = F.pad(x, (0, 0, rows // 2, rows // 2))
+    sample, channel, row, column = padded.stride()
+    around = padded.as_strided(
+        (samples, height, channels, rows, width), (sample, row, channel, row, column)
+    )
+    beside = width - 1 - columns // 2
+    taps = F.pad(layer.weight[0], (beside, beside))
+    channel, row, tap = taps.stride()
+    band = taps.as_strided((channels, rows, width, width), (channel, row, tap, tap)).flip(3)
+    y = around.reshape(samples * height, -1) @ band.view(-1, width)
+    y = y.view(samples, 1, height, width)
+    return y if layer.bias is None else y.add_(layer.bias)
