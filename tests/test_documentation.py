@@ -20,7 +20,7 @@ from attn_surgery.attention.construction import registry
 from attn_surgery.cli.parser import parse
 from attn_surgery.finetune.experiment.checking import check_recipe
 from attn_surgery.finetune.recipe.reading import parse_recipe, shipped, tomllib
-from docs import keys
+from docs import explained, keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -215,7 +215,12 @@ def test_every_reason_of_the_finder_is_listed():
 
 def listed() -> list[str]:
     """Return the messages of the page."""
-    return re.findall(r"^(?:<br>)?`([^`]+ [^`]+)`(?:$|, and)", text("refusals"), re.MULTILINE)
+    return explained.MESSAGE.findall(text("refusals"))
+
+
+def test_the_command_line_explains_what_the_page_says():
+    """After a change: ``python docs/explained.py``."""
+    assert explained.TOLD.read_text("utf-8") == explained.told()
 
 
 def raised(folder: str) -> Iterator[str]:

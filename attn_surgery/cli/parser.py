@@ -38,6 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_suggest(commands)
     _add_show(commands)
     _add_evaluate(commands)
+    _add_explain(commands)
     return parser.parse_args(argv)
 
 
@@ -306,3 +307,17 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def _add_explain(commands: Any) -> None:
+    command = commands.add_parser(
+        "explain", help="show what a refusal means and what to do about it"
+    )
+    command.set_defaults(command="explain")
+    command.add_argument(
+        "refusal",
+        nargs="*",
+        metavar="REFUSAL",
+        help="the word in brackets of an error, or a message or a plan's reason in quotes; "
+        "default: list the words",
+    )

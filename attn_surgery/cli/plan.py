@@ -7,6 +7,8 @@ import json
 
 from torch import nn
 
+from attn_surgery.cli.parser import PROGRAM
+from attn_surgery.cli.refusals import anchor_of
 from attn_surgery.cli.surgery_options import asked
 from attn_surgery.errors import SurgeryError
 from attn_surgery.host import Input, load_model, parse_input
@@ -31,7 +33,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(planned.to_dict(), indent=2))
     else:
         print(planned.text(fold=not arguments.all))
+        _name_reasons(planned)
     return 0
+
+
+def _name_reasons(planned: Plan) -> None:
+    """Name the words by which ``attn-surgery explain`` knows why sites are skipped."""
+    anchors = dict.fromkeys(anchor_of(site.reason) for site in planned.skipped)
+    if named := [each for each in anchors if each not in ("", "not-selected")]:
+        print(f"what the reasons mean: {PROGRAM} explain {' or '.join(named)}")
 
 
 def _checked_input(arguments: argparse.Namespace) -> Input | None:

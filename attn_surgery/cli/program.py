@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from attn_surgery.cli.parser import INTERRUPTED, PROGRAM, parse
+from attn_surgery.cli.refusals import anchor_of
 from attn_surgery.errors import SurgeryError
 
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = command.run(arguments)
         sys.stdout.flush()
     except SurgeryError as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: {_told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -39,3 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
+
+
+def _told(error: SurgeryError) -> str:
+    """Return an error as one line, with the word that ``attn-surgery explain`` knows it by."""
+    message = " ".join(str(error).split())
+    anchor = anchor_of(message)
+    return f"error[{anchor}]: {message}" if anchor else f"error: {message}"

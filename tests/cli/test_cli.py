@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -326,7 +327,7 @@ def test_interrupted_in_the_second_model(capsys, monkeypatch):
 def test_errors_are_one_line(capsys, words, message):
     status, out, err = run(capsys, *words)
     assert (status, out) == (2, "")
-    assert err.startswith("attn-surgery: error: ")
+    assert re.match(r"attn-surgery: error(\[[a-z-]+\])?: ", err)
     assert message in err
     assert err.count("\n") == 1
 
@@ -415,7 +416,8 @@ def test_as_a_program(tmp_path):
     assert len(json.loads(done.stdout)["sites"]) == 8
     failed = program("plan", "mine:ne")
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert failed.stderr.startswith("attn-surgery: error: cannot import 'mine:ne'")
+    told = "attn-surgery: error[unknown-model]: cannot import 'mine:ne'"
+    assert failed.stderr.startswith(told)
     assert failed.stderr.count("\n") == 1
 
 
