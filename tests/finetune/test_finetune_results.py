@@ -23,7 +23,14 @@ from benchmarks.trials import TRIALS, recipe_of, report, share
 from tests.finetuning import tiny, weights
 
 RESULTS = Path(attn_surgery.__file__).parents[1] / "recipes" / "results"
-MEASURED = ["digits", "digits_domains", "efficientnet_lite0_transfer", "fashion_mnist"]
+MEASURED = [
+    "digits",
+    "digits_domains",
+    "efficientnet_lite0_transfer",
+    "fashion_mnist",
+    "mixed_domains",
+    "mixed_domains_norms",
+]
 FRESH = ["digits_domains"]
 
 
