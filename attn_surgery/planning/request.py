@@ -154,12 +154,12 @@ class Request:
         if isinstance(self.attention, Plan):
             _check_replay(self.attention, sites, is_partial=self.is_partial)
         if isinstance(self.attention, Mapping):
-            _check_patterns("attention", self.attention, sites)
+            self._check_patterns("attention", self.attention, sites)
         if self.where is None:
             return set(sites)
         chosen = self._selected(candidates)
         if not chosen:
-            raise SurgeryError(f"where selects no site; {_blocks(sites)}")
+            raise SurgeryError(f"where selects no site; {self._those(sites)}")
         return chosen
 
     def _selected(self, candidates: list[Candidate]) -> set[Site]:
@@ -171,13 +171,27 @@ class Request:
             return {each.site for each in free if where(each.site)}
         if isinstance(where, (str, Sequence)) and all(isinstance(each, str) for each in where):
             patterns = [where] if isinstance(where, str) else list(where)
-            _check_patterns("where", patterns, sites)
+            self._check_patterns("where", patterns, sites)
             matches = (site for site in sites for each in patterns if fnmatchcase(site.block, each))
             return set(matches)
         raise SurgeryError(
             f"where={where!r} is not understood; give an fnmatch pattern over block paths, "
             "a list of patterns, a choice of attn_surgery.choosing, or a function Site -> bool"
         )
+
+    def _check_patterns(self, argument: str, patterns: Iterable[str], sites: list[Site]) -> None:
+        kind = "module that returns a map" if self.position == OUTPUT else "block"
+        for pattern in patterns:
+            if not any(fnmatchcase(site.block, pattern) for site in sites):
+                raise SurgeryError(
+                    f"{argument}: {pattern!r} matches no {kind}; {self._those(sites)}"
+                )
+
+    def _those(self, sites: list[Site]) -> str:
+        """Say what a pattern may name."""
+        if self.position == OUTPUT:
+            return f"the modules that return a map are: {_listed(sites) or 'none'}"
+        return _blocks(sites)
 
 
 def _same_place(a: Site, b: Site) -> bool:
@@ -221,18 +235,16 @@ def _check_replay(plan: Plan, sites: list[Site], *, is_partial: bool) -> None:
                 )
 
 
-def _check_patterns(argument: str, patterns: Iterable[str], sites: list[Site]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(site.block, pattern) for site in sites):
-            raise SurgeryError(f"{argument}: {pattern!r} matches no block; {_blocks(sites)}")
-
-
 def _blocks(sites: list[Site]) -> str:
-    paths = list(dict.fromkeys(site.block or "'' (the host)" for site in sites if not site.reason))
-    if not paths:
+    listed = _listed(sites)
+    if not listed:
         return "the host has no residual block to be cut"
-    shown = ", ".join(paths[:40]) + (f", ... ({len(paths)} in all)" if len(paths) > 40 else "")
-    return f"the residual blocks are: {shown}"
+    return f"the residual blocks are: {listed}"
+
+
+def _listed(sites: list[Site]) -> str:
+    paths = list(dict.fromkeys(site.block or "'' (the host)" for site in sites if not site.reason))
+    return ", ".join(paths[:40]) + (f", ... ({len(paths)} in all)" if len(paths) > 40 else "")
 
 
 def parse_attention(text: str) -> str | dict[str, str] | Plan:

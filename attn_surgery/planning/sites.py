@@ -184,7 +184,8 @@ class Plan:
             if assigned.attention not in available():
                 raise SurgeryError(
                     f"attention {assigned.attention!r} for {site.block!r} is not registered, and "
-                    "a plan goes by names; register it with attn_surgery.register"
+                    "a plan goes by names; register it with attn_surgery.register, or import the "
+                    "module that does"
                 )
             try:
                 json.dumps(dict(assigned.options))
@@ -230,6 +231,8 @@ class Plan:
             layer4.0 to layer4.2  BasicBlock  bn2      512         2       rewrite
         """
         parts = [f"{len(self.sites)} site{'s' * (len(self.sites) != 1)} to cut"]
+        if not self.sites and not self.skipped:
+            parts[0] += ": no residual block was found"
         if self.sites:
             columns = ["block", "type", "after", "channels", "dims", "method"]
             if any(site.existing for site in self.sites):

@@ -85,8 +85,21 @@ def test_what_is_no_map_or_called_twice_is_skipped_with_the_reason():
     plan = attn_surgery.plan(host, "se", where=["layer1.0.relu", "layer1.0"], position="output")
     assert [site.block for site in plan.sites] == ["layer1.0"]
     assert [site.reason for site in plan.skipped] == ["it is called more than once"]
-    with pytest.raises(SurgeryError, match="'fc' matches no block"):
-        attn_surgery.plan(host, "se", where="fc", position="output")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (
+            "fc",
+            "'fc' matches no module that returns a map; the modules .* are: avgpool, bn1, conv1,",
+        ),
+        (lambda site: False, "where selects no site; the modules that return a map are: avgpool,"),
+    ],
+)
+def test_modules_are_named_where_modules_are_asked_for(where, message):
+    with pytest.raises(SurgeryError, match=message):
+        attn_surgery.plan(torchvision.models.resnet18(), "se", where=where, position="output")
 
 
 def test_a_plan_for_outputs_is_replayed():

@@ -218,6 +218,11 @@ def test_a_plan_prints_as_a_table(host):
     assert "layer1.1  BasicBlock  bn2      64" in plan.text(fold=False)
 
 
+def test_a_plan_without_blocks_says_so():
+    plan = attn_surgery.plan(torchvision.models.vgg11().to("meta"), "se")
+    assert str(plan) == "0 sites to cut: no residual block was found"
+
+
 @pytest.mark.parametrize("attention", ["se", "cbam"])
 def test_no_second_copy_of_the_weights(attention):
     host = torchvision.models.resnet50()
