@@ -306,6 +306,7 @@ def test_attention_held_by_a_norm_stays_in_training_mode():
 def test_it_ends():
     model = resnet()
     with freeze_norm_statistics(model, ["bn1", "layer1"]) as handle:
+        assert repr(handle) == f"FrozenStatistics(paths={handle.paths!r})"  # not all of the model
         assert handle.paths == (
             "bn1",
             *(f"layer1.{block}.{norm}" for block in (0, 1) for norm in ("bn1", "bn2")),

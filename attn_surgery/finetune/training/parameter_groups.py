@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -232,7 +232,7 @@ class FrozenStatistics:
         paths: The norms.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     paths: tuple[str, ...]
 
     def remove(self) -> None:
