@@ -1,7 +1,7 @@
 """The report's tables for people: heads with unit and convention, and no empty columns."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tabulate import tabulate
 
@@ -26,6 +26,8 @@ class _Column:
     cell: _Cell
     group: str = ""
     align: str = "right"
+    measured: str = ""
+    """What it was measured of, which its head says where no column of latencies before it does."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,21 @@ def _table(
         return "", []
     left_out: list[str] = []
     while True:
+        groups = {column.group for column, _ in kept} - {""}
         table = _draw(
-            [column.head for column, _ in kept],
+            [_head(column, is_told="latency" in groups) for column, _ in kept],
             list(zip(*(cells for _, cells in kept), strict=True)),
             [column.align for column, _ in kept],
             style,
         )
-        groups = {column.group for column, _ in kept} - {""}
         if shown.width is None or shown.groups or len(groups) < 2 or _width(table) <= shown.width:
             return table, left_out
         left_out.append(max(groups, key=GROUPS.index))
         kept = [each for each in kept if each[0].group != left_out[-1]]
+
+
+def _head(column: _Column, *, is_told: bool) -> str:
+    return column.head if is_told or not column.measured else f"{column.measured}: {column.head}"
 
 
 def _width(table: str) -> int:
@@ -207,7 +213,7 @@ def _timed(clock: str, *, train: bool) -> list[_Column]:
         return cell
 
     memory = "train_peak_bytes" if train else "peak_bytes"
-    return [
+    columns = [
         _Column(
             f"{CLOCKS[clock]} {'train step' if train else 'latency'} (median ms)",
             of(lambda times: _joined(times.latency_ms)),
@@ -229,6 +235,8 @@ def _timed(clock: str, *, train: bool) -> list[_Column]:
         _Column("inputs/s", of(lambda times: _joined(times.throughput, digits=1)), "throughput"),
         *([_Column("peak memory (MB)", _number(memory, 1e6, 1), "memory")] * (clock == WALL)),
     ]
+    measured = " ".join([CLOCKS[clock]] * (clock != WALL) + ["train step"] * train)
+    return [replace(column, measured=measured) for column in columns]
 
 
 def _joined(*values: float | None, by: str = ", ", digits: int = 2) -> str:

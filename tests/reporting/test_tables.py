@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import sys
 from typing import Any
@@ -14,7 +15,7 @@ from attn_surgery import cli
 from attn_surgery.errors import SurgeryError
 from attn_surgery.reporting.formats import render
 from attn_surgery.reporting.result import Report
-from attn_surgery.reporting.rows import Row
+from attn_surgery.reporting.rows import Row, Times
 from attn_surgery.reporting.tables import GROUPS
 
 COUNTS = {"elementwise_ops": 3_000_000, "bytes_moved": 2_000_000, "saved_bytes": 1_000_000}
@@ -46,6 +47,10 @@ def heads(text: str) -> list[str]:
     """Return the head of each table."""
     lines = text.splitlines()
     return [above for above, line in itertools.pairwise(lines) if line.startswith("-----")]
+
+
+def cells(head: str) -> list[str]:
+    return re.split(r"\s{2,}", head)
 
 
 def widest(text: str) -> int:
@@ -106,6 +111,31 @@ def test_several_groups_in_the_order_of_the_table() -> None:
     counted, timed = heads(text)
     assert counted.split() == "model attention sites saved (MB) added %".split()
     assert timed.split() == "model attention ratio to host (95 %)".split()
+
+
+def both_passes(clock: str) -> Report:
+    """Return a report in which one clock says of both passes the same."""
+    own = {name: value for name, value in TIMES.items() if name != "peak_bytes"}
+    both = {**own, **{f"train_{name}": value for name, value in own.items()}}
+    times = tuple(Times(clock, train, **own) for train in (False, True))
+    of: dict[str, Any] = both if clock == "wall" else {"times": times}
+    return Report(tuple(Row("net", each, 0, 10**6, 10**9, **of) for each in (None, "se")))
+
+
+@pytest.mark.parametrize(
+    ("clock", "alone", "told"),
+    [
+        ("wall", ["", "train step: "], ["wall clock latency", "wall clock train step"]),
+        ("graph", ["graph: ", "graph train step: "], ["graph latency", "graph train step"]),
+    ],
+)
+def test_what_was_measured_is_told(clock: str, alone: list[str], told: list[str]) -> None:
+    ratio = "ratio to host (95 %)"
+    (head,) = heads(both_passes(clock).text(["ratio"]))
+    assert cells(head) == ["model", "attention", *(f"{each}{ratio}" for each in alone)]
+    (head,) = heads(both_passes(clock).text(["ratio", "latency"]))
+    first, second = (f"{each} (median ms)" for each in told)
+    assert cells(head) == ["model", "attention", first, ratio, second, ratio]
 
 
 def test_a_group_that_there_is_not() -> None:
