@@ -22,7 +22,7 @@ from attn_surgery.finetune.hosts import build_host
 from attn_surgery.finetune.process import checkpoints
 from attn_surgery.finetune.recipe import CONTROLS, attention_of, is_control, variant_of
 from attn_surgery.finetune.recipe.reading import parse_recipe
-from attn_surgery.finetune.results.comparison import compare, holm, p_value
+from attn_surgery.finetune.results.comparison import compare, comparison_table, holm, p_value
 from attn_surgery.finetune.results.outcome import gather
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
@@ -467,6 +467,13 @@ def test_a_verdict_of_several_is_by_the_corrected_p():
     assert str(told[2]) == "cbam does not beat its control: the interval holds 0"
     few = compare({name: own[:2] for name, own in scores.items()}, ["se"], ["control-head"])
     assert "is not judged: 2 of the 3 seeds" in str(few[0])
+    assert "p (Holm, of 4)" in comparison_table(told, "simple")
+
+
+def test_one_seed_is_no_test():
+    (one,) = compare({"se": [0.9], "control": [0.8]}, ["se"], ["control"])
+    head = comparison_table([one], "simple").splitlines()[0]
+    assert head.split()[-2:] == ["p", "(Holm)"]
 
 
 def test_runs_from_before_there_was_time(tmp_path):

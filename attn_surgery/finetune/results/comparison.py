@@ -188,7 +188,8 @@ def comparison_table(comparisons: Sequence[Comparison], style: str, unit: Unit =
         ]
         for each in comparisons
     ]
-    corrected = f"p (Holm, of {comparisons[0].comparisons})"
+    tested = comparisons[0].comparisons
+    corrected = f"p (Holm, of {tested})" if tested else "p (Holm)"
     heads = ["attention", "beside", "seeds", "difference (95 %)", "p", corrected]
     return tabulate(rows, heads, style, disable_numparse=True)
 
