@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         save,
         switch,
     )
+    from attn_surgery.version import __version__ as __version__
 
 __all__ = [
     "Gallery",
@@ -64,6 +65,7 @@ __getattr__ = imported_when_asked(
         "surgery": (
             "apply compile_attention inserted load plan push_to_hub remove save switch".split()
         ),
+        "version": ["__version__"],
     },
 )
 

@@ -23,6 +23,7 @@ NAME = "attn_surgery"
 ROOMS = [
     "errors",
     "names",
+    "version",
     "host",
     "attention.construction",
     "attention",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attn_surgery.finetune.recipe import shipped
+from attn_surgery.version import __version__
 
 PROGRAM = "attn-surgery"
 INTERRUPTED = 130
@@ -17,6 +18,11 @@ MODEL_HELP = "resnet50, timm/NAME, torchvision/NAME or package.module:callable"
 ATTENTION_HELP = "a name, 'layer4.*=cbam,*=se' for a mixture, or the file of a plan, as plan.json"
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 """Those of a report."""
+COLUMNS = (
+    *("ratio", "latency", "params", "macs", "sites", "added", "copies", "saved", "throughput"),
+    *("memory", "moved", "quartiles", "elementwise", "percentiles"),
+)
+"""Those of a report's tables."""
 COSTS = ("params", "macs", "elementwise", "moved")
 """Those of a drawing."""
 
@@ -25,12 +31,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the words after the program's name; ``command`` among them names the module that runs.
 
     Raises:
-        SystemExit: From argparse: 2 for words it cannot read, 0 after ``--help``.
+        SystemExit: From argparse: 2 for words it cannot read, 0 after ``--help`` and ``--version``.
     """
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Put attention into a network that is already trained."
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(dest="word", metavar="COMMAND", required=True)
     _add_plan(commands)
     _add_report(commands)
     _add_list(commands)
@@ -39,7 +46,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_show(commands)
     _add_evaluate(commands)
     _add_explain(commands)
-    return parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:  # the command's own usage helps, the program's does not
+        commands.choices[arguments.word].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def _add_plan(commands: Any) -> None:
@@ -117,8 +127,7 @@ def _add_output(group: Any) -> None:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="show these: sites params macs elementwise moved saved latency quartiles percentiles "
-        "added ratio throughput memory",
+        help=f"show these: {' '.join(COLUMNS)}",
     )
     group.add_argument("--output", type=Path, metavar="FILE", help="write there, do not print")
     group.add_argument(

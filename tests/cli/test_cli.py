@@ -1,7 +1,7 @@
 """The command line: what it prints, and that every failure is one line and an exit status."""
 
 import csv
-import importlib
+import importlib.metadata
 import io
 import json
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import attn_surgery
 from attn_surgery import cli
 from attn_surgery.attention import available
 from attn_surgery.cli import parser
@@ -24,6 +25,7 @@ from attn_surgery.reporting.formats import FORMATS
 from attn_surgery.reporting.measuring.conditions import accelerator, device_name
 from attn_surgery.reporting.result import Report
 from attn_surgery.reporting.rows import Row
+from attn_surgery.reporting.tables import GROUPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -338,6 +340,11 @@ def test_errors_are_one_line(capsys, words, message):
         ([], "COMMAND"),
         (["cut"], "invalid choice: 'cut'"),
         (["plan"], "MODEL"),
+        (
+            ["plan", "resnet18", "--init", "paper"],
+            "plan: error: unrecognized arguments: --init",
+        ),
+        (["list", "se"], "list: error: unrecognized arguments: se"),
         (["report", "resnet18", "--format", "pdf"], "invalid choice: 'pdf'"),
         (["plan", "resnet18", "--set", "8"], "'8' is no option such as reduction=8"),
         (["plan", "resnet18", "--set", "a b=8"], "'a b=8' is no option such as reduction=8"),
@@ -351,7 +358,15 @@ def test_usage_errors(capsys, words, message):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["plan", "--help"], ["finetune", "--help"], ["cut"], ["plan", "--cut"]]
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["plan", "--help"],
+        ["finetune", "--help"],
+        ["cut"],
+        ["plan", "--cut"],
+    ],
 )
 def test_help_and_mistakes_wait_for_no_import(words):
     text = f"""
@@ -365,11 +380,23 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
     assert "AssertionError" not in done.stderr
-    assert done.returncode == (0 if "--help" in words else 2)
+    assert done.returncode == (0 if {"--help", "--version"} & {*words} else 2)
 
 
 def test_the_formats_of_the_words_are_those_of_the_report():
     assert parser.FORMATS == FORMATS
+
+
+def test_the_help_names_every_column():
+    assert parser.COLUMNS == GROUPS
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"attn-surgery {attn_surgery.__version__}\n"
+    assert attn_surgery.__version__ == importlib.metadata.version("attn-surgery")
 
 
 def test_interrupt(monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import time
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from attn_surgery.reporting import command, device_name
+from attn_surgery.version import installed
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "attn-surgery")
 
@@ -18,7 +18,7 @@ def environment(accelerator: Any) -> dict[str, Any]:
     """Return versions, device, threads, processes, date and command, as plain data."""
     return {
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: installed(name) for name in PACKAGES},
         "device": device_name(accelerator.device),
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
@@ -26,10 +26,3 @@ def environment(accelerator: Any) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "command": command(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
