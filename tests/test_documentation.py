@@ -85,7 +85,7 @@ def test_commands_are_understood():
     """Commands and options exist; what they do is tested elsewhere."""
     found = "\n".join(all_blocks("(?:sh|console)"))
     commands = re.findall(r"(?:^|/|\$ )attn-surgery (\w.*)$", found, re.MULTILINE)
-    known = {"plan", "report", "finetune", "suggest", "evaluate", "show"}
+    known = {"plan", "report", "finetune", "suggest", "evaluate", "show", "explain"}
     assert {each.split()[0] for each in commands} == known
     for each in commands:
         parse(shlex.split(each, comments=True))  # exits where it cannot
