@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from torch import nn
 
@@ -204,10 +204,7 @@ def _check_replay(plan: Plan, sites: list[Site], *, is_partial: bool) -> None:
     known = [*plan.sites, *plan.skipped]
     unknown = [site for site in sites if not any(_same_place(site, each) for each in known)]
     if unknown and not is_partial and plan.position != OUTPUT:
-        raise SurgeryError(
-            f"the plan was made for another host: it says nothing of {unknown[0].block!r}, which "
-            "has a site here"
-        )
+        _refuse_unknown(unknown[0], known)
     if len(set(plan.sites)) < len(plan.sites):
         raise SurgeryError("the plan was altered: it has a site twice")
     for planned in plan.sites:
@@ -233,6 +230,26 @@ def _check_replay(plan: Plan, sites: list[Site], *, is_partial: bool) -> None:
                     f"the plan was made for another host: {name} of {planned.block!r} is {was!r} "
                     f"there, {is_now!r} here"
                 )
+
+
+def _refuse_unknown(here: Site, known: list[Site]) -> NoReturn:
+    """Say in what a site differs from all that the plan knows."""
+    block = here.block
+    planned = next((each for each in known if each.block == block), None)
+    if planned is None:
+        raise SurgeryError(
+            f"the plan was made for another host: it says nothing of {block!r}, which has a site here"
+        )
+    if here.existing != planned.existing:
+        raise SurgeryError(
+            f"the attention that {block!r} holds is {here.existing or 'none'}, and was "
+            f"{planned.existing or 'none'} when the plan was made; call attn_surgery.remove first, "
+            "or make a plan of the host as it is"
+        )
+    raise SurgeryError(
+        f"the plan was made for another host: it has a site in {block!r} after {planned.after!r}, "
+        f"here there is one after {here.after!r}"
+    )
 
 
 def _blocks(sites: list[Site]) -> str:

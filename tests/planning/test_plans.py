@@ -238,9 +238,18 @@ def test_another_host_is_refused(mixed: Plan, build: Callable[[], nn.Module]) ->
 def test_a_plan_is_not_carried_out_twice(mixed: Plan) -> None:
     host = attn_surgery.apply(resnet18(), mixed)
     before = makeup(host)
-    with pytest.raises(SurgeryError):
+    held = r"that 'layer1.0' holds is attn, and was none .* call attn_surgery.remove first"
+    with pytest.raises(SurgeryError, match=held):
         attn_surgery.apply(host, mixed)
     assert makeup(host) == before
+
+
+def test_what_another_host_differs_in_is_said(mixed: Plan) -> None:
+    elsewhere = "another host: it has a site in 'layer1.0' after 'bn2', here there is one after 'bn3'"
+    with pytest.raises(SurgeryError, match=elsewhere):
+        attn_surgery.apply(torchvision.models.resnet50(), mixed)
+    with pytest.raises(SurgeryError, match=r"says nothing of 'layer1.2', which has a site here"):
+        attn_surgery.apply(torchvision.models.resnet34(), mixed)
 
 
 def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
