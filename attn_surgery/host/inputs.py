@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,14 @@ def as_input(size: InputSize | Input | None, model: nn.Module) -> Input:
         return guess_input(model)
     if callable(size):
         return Input(make=size)
-    if not isinstance(size, str) and size and all(isinstance(each, Sequence) for each in size):
+    is_listed = isinstance(size, Iterable) and not isinstance(size, str)
+    if is_listed and size and all(isinstance(each, Sequence) for each in size):
         return Input(tuple(_checked_shape(each) for each in size))
     return Input((_checked_shape(size),))
 
 
 def _checked_shape(shape: Any) -> Shape:
-    sides = () if isinstance(shape, str) else tuple(shape)
+    sides = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else ()
     if len(sides) < 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise SurgeryError(
             f"input_size {shape!r} is no shape; give channels and sides, as in (3, 224, 224), a "

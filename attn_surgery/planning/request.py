@@ -238,7 +238,8 @@ def _refuse_unknown(here: Site, known: list[Site]) -> NoReturn:
     planned = next((each for each in known if each.block == block), None)
     if planned is None:
         raise SurgeryError(
-            f"the plan was made for another host: it says nothing of {block!r}, which has a site here"
+            f"the plan was made for another host: it says nothing of {block!r}, which has a site "
+            "here"
         )
     if here.existing != planned.existing:
         raise SurgeryError(

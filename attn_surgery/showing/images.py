@@ -141,5 +141,7 @@ def _read(source: _Source, mode: str) -> Image.Image:
             content = Image.fromarray(content)
         return as_mode(content, mode)
     except Exception as error:
+        is_known = isinstance(source.content, (Path, Image.Image))
         name = source.content if isinstance(source.content, Path) else source.name
-        raise SurgeryError(f"cannot read {name} as an image: {one_line(error)}") from error
+        wanted = "" if is_known else "; give an array (H, W, 3) of uint8, or a tensor for the model"
+        raise SurgeryError(f"cannot read {name} as an image: {one_line(error)}{wanted}") from error

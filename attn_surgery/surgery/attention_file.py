@@ -70,8 +70,13 @@ def read(path: Path) -> tuple[Content, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         tensors = safetensors_tensors(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise SurgeryError(f"cannot read {path}: {error}") from error
+    except SafetensorError as error:
+        raise SurgeryError(
+            f"cannot read {path}: it is no safetensors file, or not a whole one ({error}); give "
+            "what attn_surgery.save wrote"
+        ) from error
     if metadata.get("format") != FORMAT:
         raise SurgeryError(f"{path} was not written by attn_surgery.save")
     text = metadata.get("content", "")

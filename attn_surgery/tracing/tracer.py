@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -323,6 +324,7 @@ def one_line(error: Exception) -> str:
         return "calls a function that TorchScript compiled, which cannot be followed"
     for cls in (Value, ValueWithClass, fx.Proxy):
         text = text.replace(str(cls), "a traced tensor").replace(f"'{cls.__name__}'", "'Tensor'")
+        text = re.sub(rf"\b(got|not) {cls.__name__}\b", r"\1 a traced tensor", text)
     return text
 
 

@@ -245,7 +245,7 @@ def test_a_plan_is_not_carried_out_twice(mixed: Plan) -> None:
 
 
 def test_what_another_host_differs_in_is_said(mixed: Plan) -> None:
-    elsewhere = "another host: it has a site in 'layer1.0' after 'bn2', here there is one after 'bn3'"
+    elsewhere = "has a site in 'layer1.0' after 'bn2', here there is one after 'bn3'"
     with pytest.raises(SurgeryError, match=elsewhere):
         attn_surgery.apply(torchvision.models.resnet50(), mixed)
     with pytest.raises(SurgeryError, match=r"says nothing of 'layer1.2', which has a site here"):

@@ -143,7 +143,7 @@ def test_input_size_is_guessed(model, size):
     assert guess_input_size(model) == size
 
 
-@pytest.mark.parametrize("size", [(), (3,), (3, 0, 8), (3, -1, 8), (3, 8.0, 8), "3x8x8"])
+@pytest.mark.parametrize("size", [(), (3,), 8, (3, 0, 8), (3, -1, 8), (3, 8.0, 8), "3x8x8"])
 def test_input_size_that_is_no_shape(size):
     with pytest.raises(SurgeryError, match="is no shape; give channels and sides"):
         counted(Net(), input_size=size)

@@ -325,6 +325,11 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         tmp_path / "broken.png",
     )
     refused("cannot read .*missing.png as an image: FileNotFoundError", model, "missing.png")
+    refused(
+        r"cannot read image 0 as an image: .*; give an array \(H, W, 3\) of uint8, or a tensor",
+        model,
+        numpy.random.rand(8, 8, 3),
+    )
     refused("empty has no images", model, tmp_path / "empty")
     refused("images is empty", model, [])
     refused("images is a int", model, 3)

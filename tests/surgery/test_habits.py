@@ -279,6 +279,16 @@ def test_an_addition_that_is_scripted_is_told():
     assert "could not be followed" in skipped.reason
 
 
+class ThroughNumpy(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.branch(x).detach().numpy()) + x
+
+
+def test_why_a_forward_could_not_be_followed_names_nothing_of_ours():
+    (skipped,) = attn_surgery.plan(ThroughNumpy(), "se").skipped
+    assert skipped.reason.endswith("TypeError: expected np.ndarray (got a traced tensor)")
+
+
 def test_a_plan_leaves_scripted_children_as_they_were():
     host: Any = Branch().eval()
     with warnings.catch_warnings():
