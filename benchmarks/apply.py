@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 import torchvision
+from rounds import at_least_two
 from tabulate import tabulate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -98,7 +99,7 @@ def mib(size: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what apply costs.")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=at_least_two, default=15)
     rounds = parser.parse_args().rounds
     print(
         f"CPU {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "

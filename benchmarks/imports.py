@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from rounds import at_least_two
 
 HOSTS = "import timm, torch, torchvision"
 OURS = (
@@ -37,7 +38,7 @@ def seconds(code: str) -> float:
 def main() -> None:
     """Run as the command line says."""
     parser = argparse.ArgumentParser(description="Measure what an import takes.")
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rounds", type=at_least_two, default=11)
     rounds = parser.parse_args().rounds
     seconds(OURS)  # bytecode is written, files are in the cache
     hosts, added = [], []

@@ -22,6 +22,7 @@ from typing import Any
 import accelerate
 import timm
 import torch
+from rounds import at_least_two
 from tabulate import tabulate
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
@@ -145,7 +146,7 @@ def measure(rounds: int, accelerator: Any, folder: Path) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what the loop costs.")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=at_least_two, default=30)
     rounds = parser.parse_args().rounds
     accelerator = accelerate.Accelerator(cpu=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rounds import at_least_two
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what switching takes.")
     parser.add_argument("--model", default="timm/tf_efficientnet_lite0")
     parser.add_argument("--attention", nargs="+", default=["se", "cbam"])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=at_least_two, default=30)
     options = parser.parse_args()
     torch.manual_seed(0)
     model = load_model(options.model, device=None).eval()

@@ -1,0 +1,17 @@
+"""How many rounds a benchmark takes."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def at_least_two(text: str) -> int:
+    """Read a number of rounds off the command line: quartiles take two.
+
+    Example:
+        >>> at_least_two("15")
+        15
+    """
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 2 or more: quartiles are told")
+    return int(text)
