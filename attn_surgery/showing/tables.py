@@ -87,9 +87,13 @@ def contrast_text(contrast: Contrast | None) -> str:
     Example:
         >>> contrast_text(Contrast(7, ("cat", 0.9), ("dog", 1.2), 0.5))
         '#7: cat 0.900, dog 1.200; 50 % of variance'
+        >>> contrast_text(Contrast(0, ("cat", 1.0), ("cat", 1.0), math.nan))  # before training
+        'no difference'
     """
     if contrast is None:
         return ""
     (low, least), (high, most) = contrast.low, contrast.high
+    if low == high:
+        return "no difference"
     share = "" if math.isnan(contrast.share) else f"; {100 * contrast.share:.0f} % of variance"
     return f"#{contrast.channel}: {low} {least:.3f}, {high} {most:.3f}{share}"

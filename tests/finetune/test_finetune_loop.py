@@ -20,7 +20,8 @@ from attn_surgery.finetune.experiment.variants import operated
 from attn_surgery.finetune.hosts import build_host, fit_head
 from attn_surgery.finetune.recipe import Host, Stage
 from attn_surgery.finetune.recipe.reading import read_recipe
-from attn_surgery.finetune.results.comparison import paired
+from attn_surgery.finetune.results.comparison import compare, paired
+from attn_surgery.finetune.results.outcome import Line, Outcome
 from attn_surgery.finetune.running import run_recipe
 from attn_surgery.finetune.small_resnet import SmallResNet
 from attn_surgery.finetune.training.trained import choose_trained, keep_statistics
@@ -323,6 +324,13 @@ def test_one_pair_says_nothing():
     assert "is not judged: 1 of the 3 seeds" in paired([0.9], [0.8]).verdict
     assert paired([0.9, 0.91, 0.92], [0.8, 0.81, 0.821]).verdict == "beats its control"
     assert "worse" in paired([0.8, 0.81, 0.821], [0.9, 0.91, 0.92]).verdict
+
+
+def test_what_is_not_judged_is_said_once():
+    scores = {"se": [0.9], "control-head": [0.8], "control-norms": [0.8]}
+    told = compare(scores, ["se"], ["control-head", "control-norms"])
+    outcome = Outcome("accuracy", (Line("se", (0.9,), comparisons=tuple(told)),), {}, {})
+    assert outcome.verdicts() == ["se is not judged: 1 of the 3 seeds that it takes at least"]
 
 
 def test_evaluate_needs_an_output(tmp_path):

@@ -14,6 +14,8 @@ from tests.finetuning import TINY, tiny, within, write_recipe
 
 WRONG = {
     "seed=3": "the recipe has no key 'seed'; did you mean 'seeds'?",
+    "attention=se": "the recipe has no key 'attention'; did you mean 'surgery.attention'?",
+    "lr=1": "has no key 'lr'; did you mean 'stages.0.lr' or 'pretraining.0.lr'?",
     "seeds='three'": "seeds must be of type int, not 'three'",
     "seeds=0": "seeds=0 must be at least 1",
     "seeds=true": "seeds must be of type int, not True",

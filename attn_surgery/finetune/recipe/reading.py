@@ -155,10 +155,11 @@ def _parsed(cls: Any, table: Any, name: str, where: str) -> Any:
     if not isinstance(table, Mapping):
         raise SurgeryError(f"{name}: {where} must be a table, not {table!r}")
     fields = {each.name: each for each in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
     for key in table:
         if key not in fields:
-            raise SurgeryError(f"{name}: {where} has no key {key!r}{nearest(key, fields)}")
-    hints = typing.get_type_hints(cls)
+            hint = _tables_with(key, hints) or nearest(key, fields)
+            raise SurgeryError(f"{name}: {where} has no key {key!r}{hint}")
     values = {
         key: _of_type(hints[key], value, name, _inner(where, key)) for key, value in table.items()
     }
@@ -167,6 +168,16 @@ def _parsed(cls: Any, table: Any, name: str, where: str) -> Any:
         if key not in values and each.default is no_default is each.default_factory:
             raise SurgeryError(f"{name}: {where} needs {key!r}")
     return cls(**values)
+
+
+def _tables_with(key: str, hints: Mapping[str, Any]) -> str:
+    """Say which of the tables that a table holds have the key, if any does."""
+    found = []
+    for table, hint in hints.items():
+        inner = next((each for each in typing.get_args(hint) if each is not ...), hint)
+        if dataclasses.is_dataclass(inner) and key in {e.name for e in dataclasses.fields(inner)}:
+            found.append(f"{table}.{key}" if inner is hint else f"{table}.0.{key}")
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 def _inner(where: str, key: str) -> str:

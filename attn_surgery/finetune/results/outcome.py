@@ -151,8 +151,8 @@ class Outcome:
         )
 
     def verdicts(self) -> list[str]:
-        """Return a sentence for each comparison."""
-        return list(map(str, self.comparisons))
+        """Return a sentence for each comparison; one for several that are not judged alike."""
+        return list(dict.fromkeys(map(str, self.comparisons)))
 
     def __str__(self) -> str:
         return "\n\n".join([*self.tables(), "\n".join(self.verdicts() + self.remarks())])
