@@ -7,6 +7,7 @@ while is undone (`Attributes`, `in_mode`, `undisturbed_randomness`). Nothing her
 or an attention is.
 """
 
+from attn_surgery.host.additions import spells_addition
 from attn_surgery.host.bytecode import (
     Place,
     is_asserted,
@@ -31,7 +32,6 @@ from attn_surgery.host.fidelity import (
     inspect_forward,
     runs_all_below,
     runs_its_children,
-    spells_addition,
     watched_attributes,
 )
 from attn_surgery.host.files import check_folder, load_weights, read_weights, write_whole

@@ -51,3 +51,17 @@ def has_state(value: Any) -> bool:
     if isinstance(value, (nn.Module, type)) or is_at_home(type(value)):
         return False
     return bool(getattr(value, "__dict__", None)) or hasattr(type(value), "__slots__")
+
+
+def scope_of(function: types.FunctionType) -> dict[str, Any]:
+    """Return what the names that are not a function's own stand for."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    closure = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+    return {**function.__globals__, **closure}
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
-from attn_surgery.host.bytecode import Code, adds, read, words_in
-from attn_surgery.host.callables import PURE_HOMES, functions_in, has_state, is_at_home
+from attn_surgery.host.bytecode import Code, read, words_in
+from attn_surgery.host.callables import PURE_HOMES, functions_in, has_state, is_at_home, scope_of
 from attn_surgery.host.called_method import entry
 
 _PURE_BUILTINS = frozenset(
@@ -144,7 +144,7 @@ def _resolve_names(
     function: types.FunctionType, code: Code, found: Fidelity
 ) -> Iterator[types.FunctionType]:
     """Judge the globals and closure variables of a function; yield the functions among them."""
-    scope = _scope(function)
+    scope = scope_of(function)
     for name in sorted(code.names):
         if name not in scope:
             if hasattr(builtins, name):
@@ -167,19 +167,6 @@ def _is_kept_whole(function: types.FunctionType, name: str) -> bool:
     """Tell whether ``torch.fx.wrap`` was told to keep the global as one step of a trace."""
     kept = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
     return (id(function.__globals__), name) in kept
-
-
-def _scope(function: types.FunctionType) -> dict[str, Any]:
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    closure = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
-    return {**function.__globals__, **closure}
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
 
 
 def _builtin_obstacles(name: str) -> list[str]:
@@ -298,19 +285,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, slice):
         return all(_is_plain(each) for each in (value.start, value.stop, value.step))
     return value is Ellipsis or isinstance(value, _PLAIN)
-
-
-def spells_addition(module: nn.Module) -> bool:
-    """Tell whether the module's own forward adds anywhere, on any way through it."""
-    return any(adds(each) or _adds_by_script(each) for each in functions_in(entry(module)))
-
-
-def _adds_by_script(function: types.FunctionType) -> bool:
-    """Tell whether it calls a function that TorchScript compiled, and that adds."""
-    scope = _scope(function)
-    named = (scope.get(name) for name in read(function.__code__).names)
-    scripted = (each for each in named if isinstance(each, torch.jit.ScriptFunction))
-    return any("aten::add" in str(each.inlined_graph) for each in scripted)
 
 
 def describe(obstacles: list[str]) -> str:

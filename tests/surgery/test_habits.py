@@ -299,6 +299,65 @@ def test_a_plan_leaves_scripted_children_as_they_were():
     assert set(vars(host.a)) == before
 
 
+# A helper that adds on one way only
+
+
+class AddsInAMethod(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.added(x)
+
+    def added(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return x + y if x.shape == y.shape else y
+
+
+class AsksAndAddsInMethods(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return self.added(x, y) if self.fits(x, y) else y
+
+    def fits(self, x: Tensor, y: Tensor) -> bool:
+        return bool(x.shape == y.shape)
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class AddsInAStaticMethod(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return self.added(x, y) if x.shape == y.shape else y
+
+    @staticmethod
+    def added(x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+def where_it_fits(y: Tensor, x: Tensor) -> Tensor:
+    if x.shape == y.shape:
+        return x + y
+    return y
+
+
+class AddsInAFunction(Branch):
+    def forward(self, x: Tensor) -> Tensor:
+        return where_it_fits(self.branch(x), x)
+
+
+@pytest.mark.parametrize("kind", [AddsInAMethod, AsksAndAddsInMethods])
+def test_an_addition_on_one_way_through_a_helper_is_found(kind) -> None:
+    block, x = kind().eval(), torch.randn(2, 8, 5, 5)
+    before = block(x)
+    assert torch.equal(attn_surgery.apply(block, "cbam")(x), before)
+    assert len(attn_surgery.inserted(block)) == 1
+
+
+@pytest.mark.parametrize("kind", [AddsInAFunction, AddsInAStaticMethod])
+def test_where_a_helper_cannot_be_changed_is_said(kind) -> None:
+    (skipped,) = attn_surgery.plan(kind(), "se").skipped
+    assert skipped.reason.startswith("cannot be rewritten")
+
+
 # Sums of more than two
 
 

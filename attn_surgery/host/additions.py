@@ -1,0 +1,48 @@
+"""Which modules add, as far as their code tells that does not run."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from attn_surgery.host.bytecode import adds, read
+from attn_surgery.host.callables import functions_in, is_at_home, scope_of
+from attn_surgery.host.called_method import entry
+
+
+def spells_addition(module: nn.Module) -> bool:
+    """Tell whether a module's forward, or what it calls by name, adds on any way through it."""
+    return any(adds(each) or _adds_by_script(each) for each in _functions_called(module))
+
+
+def _functions_called(module: nn.Module) -> Iterator[types.FunctionType]:
+    """Yield a module's forward, and the methods and functions that it may call in turn."""
+    pending = list(functions_in(entry(module)))
+    seen: set[types.FunctionType] = set()
+    while pending:
+        function = pending.pop()
+        if function not in seen and not (seen and is_at_home(function)):
+            seen.add(function)
+            yield function
+            pending += (each for value in _named(module, function) for each in functions_in(value))
+
+
+def _named(module: nn.Module, function: types.FunctionType) -> Iterator[Any]:
+    """Yield what a function's names stand for: the module's own, and those around the function."""
+    code, scope = read(function.__code__), scope_of(function)
+    yield from (scope[name] for name in code.names if name in scope)
+    places = (vars(module), *map(vars, type(module).__mro__))
+    for name in code.attributes:
+        yield from (place[name] for place in places if name in place)
+
+
+def _adds_by_script(function: types.FunctionType) -> bool:
+    """Tell whether it calls a function that TorchScript compiled, and that adds."""
+    scope = scope_of(function)
+    named = (scope.get(name) for name in read(function.__code__).names)
+    scripted = (each for each in named if isinstance(each, torch.jit.ScriptFunction))
+    return any("aten::add" in str(each.inlined_graph) for each in scripted)
