@@ -162,7 +162,7 @@ class ChannelGate(nn.Module):
 
 def _is_for_nothing(x: Tensor) -> bool:
     """Tell whether a map is so small that asking what may be done with it costs what that saves."""
-    return torch.is_grad_enabled() and type(x) is Tensor and x.numel() < _SMALL
+    return torch.is_grad_enabled() and is_ordinary(x) and x.numel() < _SMALL
 
 
 def hidden_width(channels: int, reduction: int, hidden_channels: int | None, divisor: int) -> int:
