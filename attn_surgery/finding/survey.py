@@ -24,7 +24,7 @@ from attn_surgery.finding.positions import OUTPUT, target
 from attn_surgery.finding.refusals import UNKNOWN_LAYOUT, UNKNOWN_NUMBERS
 from attn_surgery.finding.residual_blocks import Residual, block_around, residuals
 from attn_surgery.finding.spots import ELSEWHERE, Spot, path_below, place, place_output
-from attn_surgery.host import likeness, spells_addition
+from attn_surgery.host import likeness, may_add
 from attn_surgery.tracing import Call, index, owner
 
 
@@ -127,7 +127,7 @@ def _other_ways(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
     """Follow on its own, along every way, each adding module that forks on a traced value."""
     for module in dict.fromkeys(module for each in flows for module in each.trace.forked):
         alike = likeness(module)
-        if alike in fruitless or not spells_addition(module):
+        if alike in fruitless or not may_add(module):
             continue
         others = followed_every_way(module)
         if any(_holds_block(each) for each in others):

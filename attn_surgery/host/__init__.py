@@ -7,7 +7,7 @@ while is undone (`Attributes`, `in_mode`, `undisturbed_randomness`). Nothing her
 or an attention is.
 """
 
-from attn_surgery.host.additions import spells_addition
+from attn_surgery.host.additions import may_add, spells_addition
 from attn_surgery.host.bytecode import (
     Place,
     is_asserted,
@@ -89,6 +89,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "marks",
+    "may_add",
     "meta_copy",
     "noted",
     "own_attributes",

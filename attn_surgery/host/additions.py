@@ -15,8 +15,17 @@ from attn_surgery.host.called_method import entry
 
 
 def spells_addition(module: nn.Module) -> bool:
-    """Tell whether a module's forward, or what it calls by name, adds on any way through it."""
-    return any(adds(each) or _adds_by_script(each) for each in _functions_called(module))
+    """Tell whether a module's own forward adds anywhere, on any way through it."""
+    return any(map(_adds, functions_in(entry(module))))
+
+
+def may_add(module: nn.Module) -> bool:
+    """Tell whether a module's forward adds, or something that it calls by name."""
+    return any(map(_adds, _functions_called(module)))
+
+
+def _adds(function: types.FunctionType) -> bool:
+    return adds(function) or _adds_by_script(function)
 
 
 def _functions_called(module: nn.Module) -> Iterator[types.FunctionType]:

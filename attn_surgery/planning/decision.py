@@ -10,7 +10,7 @@ from torch import nn
 
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finding import OUTPUT, Finding, Survey, survey
-from attn_surgery.host import spells_addition, undisturbed_randomness
+from attn_surgery.host import may_add, spells_addition, undisturbed_randomness
 from attn_surgery.planning.cut_methods import Method, Owners, choose_method, insertion, wrapping
 from attn_surgery.planning.request import Chosen, Request
 from attn_surgery.planning.rewritten_forwards import Forwards
@@ -260,12 +260,18 @@ def _check_attentions(cuts: list[Cut]) -> None:
             cut.chosen.build(cut.site, "paper")
 
 
+def _adds(module: nn.Module, path: str, found: Survey) -> bool:
+    """Tell whether a module that was not followed adds: if it is a block, in what it calls, too."""
+    holds_others = any(each.startswith(f"{path}." if path else "") for each in found.followed)
+    return spells_addition(module) or (not holds_others and may_add(module))
+
+
 def _unfollowed(model: nn.Module, found: Survey) -> Iterator[Site]:
     """Yield the modules that add and convolve but could not be followed."""
     placed = {finding.path for finding in found.findings}
     for path, failure in found.untraced.items():
         module = model.get_submodule(path)
         convolves = any(isinstance(each, nn.modules.conv._ConvNd) for each in module.modules())
-        if path not in placed and convolves and spells_addition(module):
+        if path not in placed and convolves and _adds(module, path, found):
             reason = f"its forward could not be followed: {failure}"
             yield Site(path, type(module).__name__, "", None, None, None, "", reason)

@@ -352,10 +352,20 @@ def test_an_addition_on_one_way_through_a_helper_is_found(kind) -> None:
     assert len(attn_surgery.inserted(block)) == 1
 
 
+class AddsInAMethodAndIsNotFollowed(AddsInAMethod):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.added(torch.from_numpy(x.numpy()))
+
+
 @pytest.mark.parametrize("kind", [AddsInAFunction, AddsInAStaticMethod])
 def test_where_a_helper_cannot_be_changed_is_said(kind) -> None:
     (skipped,) = attn_surgery.plan(kind(), "se").skipped
     assert skipped.reason.startswith("cannot be rewritten")
+
+
+def test_a_block_that_adds_in_a_helper_and_cannot_be_followed_is_named() -> None:
+    (skipped,) = attn_surgery.plan(AddsInAMethodAndIsNotFollowed(), "se").skipped
+    assert skipped.reason.startswith("its forward could not be followed")
 
 
 # Sums of more than two
