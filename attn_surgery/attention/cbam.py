@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,16 +172,14 @@ class SpatialAttention(nn.Module):
 
     def is_lean(self) -> bool:
         """Tell whether nobody would miss a call of a layer."""
-        return is_untouched(self.conv, nn.Sequential) and all(
-            is_untouched(each, *_LAYERS) for each in self._layers()
+        layers = self.conv
+        return is_untouched(layers, nn.Sequential) and all(
+            is_untouched(each, *_LAYERS) for each in layers
         )
-
-    def _layers(self) -> Any:
-        return self.conv._modules.values()  # several times as quick as going through it
 
     def follows_the_batch(self) -> bool:
         """Tell whether a sample's factors depend on the other samples."""
-        _, *norms = self._layers()
+        _, *norms = self.conv
         return any(map(follows_the_batch, norms))
 
     def lean_gate(self, x: Tensor) -> Tensor:
@@ -197,7 +194,7 @@ class SpatialAttention(nn.Module):
         ``(N, 2, *spatial)``, maximum and mean in the order of the convolution's channels, ->
         ``(N, 1, *spatial)``.
         """
-        conv, *norms = self._layers()
+        conv, *norms = self.conv
         logits = convolved(conv, told)
         for norm in norms:
             logits = norm(logits)

@@ -20,8 +20,15 @@ def spells_addition(module: nn.Module) -> bool:
 
 
 def may_add(module: nn.Module) -> bool:
-    """Tell whether a module's forward adds, or something that it calls by name."""
-    return any(map(_adds, _functions_called(module)))
+    """Tell whether a module's own forward adds, or what that calls, where nothing below it adds.
+
+    Of a module that holds others which add, what it calls is no block of its own.
+    """
+    if spells_addition(module):
+        return True
+    _, *below = module.modules()
+    theirs = (each for each in below if not is_at_home(type(each)))
+    return not any(map(spells_addition, theirs)) and any(map(_adds, _functions_called(module)))
 
 
 def _adds(function: types.FunctionType) -> bool:

@@ -117,16 +117,15 @@ class ChannelGate(nn.Module):
 
     def is_lean(self, x: Tensor) -> bool:
         """Tell whether a map may be attended to by few passes and products: nobody would know."""
-        layers: dict[str, Any] = self._modules  # an attribute of a module takes longer
         return (
             is_ordinary(x)
             and x.dim() == len(self.dims) + 2
             and x.numel() > 0
             and type(self).gate is ChannelGate.gate
             and POOLED.issuperset(self.pools)
-            and is_pointwise(layers["fc1"])
-            and is_untouched(layers["act"], nn.ReLU)
-            and is_pointwise(layers["fc2"])
+            and is_pointwise(self.fc1)
+            and is_untouched(self.act, nn.ReLU)
+            and is_pointwise(self.fc2)
             and is_dense(x)
         )
 

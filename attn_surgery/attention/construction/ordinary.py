@@ -79,14 +79,13 @@ def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         >>> is_untouched(relu, nn.ReLU)
         False
     """
-    own = vars(module)
     return type(module) in kinds and not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         or module._compiled_call_impl is not None
+        or getattr(module.forward, "__func__", None) is not type(module).forward
     )
 
 
