@@ -22,6 +22,7 @@ from attn_surgery.attention.construction import (
     flag,
     follows_the_batch,
     in_parts,
+    is_dense,
     is_untouched,
     maximum_over_channels,
     register,
@@ -307,6 +308,7 @@ class CBAM(nn.Module):
             and is_untouched(spatial, SpatialAttention)
             and channel.is_lean(x)
             and spatial.is_lean()
+            and is_dense(x)
         )
 
     def _lean(self, x: Tensor) -> Tensor:

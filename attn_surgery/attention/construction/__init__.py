@@ -17,7 +17,11 @@ from attn_surgery.attention.construction.gate import (
 )
 from attn_surgery.attention.construction.maxima import maximum_over_channels
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
-from attn_surgery.attention.construction.ordinary import follows_the_batch, is_untouched
+from attn_surgery.attention.construction.ordinary import (
+    follows_the_batch,
+    is_dense,
+    is_untouched,
+)
 from attn_surgery.attention.construction.passes import (
     POOLS,
     Described,
@@ -60,6 +64,7 @@ __all__ = [
     "get_builder",
     "hidden_width",
     "in_parts",
+    "is_dense",
     "is_empty",
     "is_untouched",
     "maximum_over_channels",

@@ -126,7 +126,6 @@ class ChannelGate(nn.Module):
             and is_pointwise(self.fc1)
             and is_untouched(self.act, nn.ReLU)
             and is_pointwise(self.fc2)
-            and is_dense(x)
         )
 
     def lean_gate(self, x: Tensor) -> Tensor:
@@ -149,7 +148,7 @@ class ChannelGate(nn.Module):
         return x * self.gate(x)
 
     def _lean(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() and is_dense(x)):
             return x * self.lean_gate(x)
         x, *pools = Pooled.apply(x, self.pools, self.dims)
         return Scaled.apply(x, self.lean_gate_of(pools), None)

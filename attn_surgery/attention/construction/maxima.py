@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from attn_surgery.attention.construction.ordinary import is_dense
+
 _AT_ONCE = 32
 _FEW = 128
 """Neighbours, of which those left over no longer matter."""
@@ -21,7 +23,7 @@ _SMALL = 1 << 12
 
 
 def maximum_over_positions(x: Tensor) -> Tensor:
-    """Return the maximum of every channel: ``(N, C, *spatial)``, dense, -> ``(N, C, 1, ...)``.
+    """Return the maximum of every channel: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``.
 
     Example:
         >>> x = torch.randn(2, 24, 7, 7)
@@ -38,7 +40,7 @@ def maximum_over_positions(x: Tensor) -> Tensor:
 
 
 def maximum_over_channels(x: Tensor) -> Tensor:
-    """Return the maximum at every position: ``(N, C, *spatial)``, dense, -> ``(N, 1, *spatial)``.
+    """Return the maximum at every position: ``(N, C, *spatial)`` -> ``(N, 1, *spatial)``.
 
     Example:
         >>> x = torch.randn(2, 24, 7, 7)
@@ -55,6 +57,8 @@ def maximum_over_channels(x: Tensor) -> Tensor:
 
 def _is_folded(x: Tensor) -> bool:
     if torch.is_grad_enabled() or x.numel() < _SMALL or x.device.type != "cpu":
+        return False
+    if not is_dense(x):
         return False
     samples, channels = x.shape[:2]
     neighbours = x.numel() // (samples * channels) if x.is_contiguous() else channels

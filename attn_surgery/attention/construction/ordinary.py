@@ -61,7 +61,15 @@ def is_dense(x: Tensor) -> bool:
         >>> is_dense(x), is_dense(x.transpose(2, 3))
         (True, False)
     """
-    return x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+    if x.is_contiguous():
+        return True
+    last = _CHANNELS_LAST.get(x.dim())
+    if last is None:
+        return x.movedim(1, -1).is_contiguous()
+    return x.is_contiguous(memory_format=last)
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
