@@ -17,14 +17,13 @@ from attn_surgery.attention.construction import (
     Scaled,
     batched,
     choice,
-    convolved,
     described,
     flag,
-    follows_the_batch,
     in_parts,
-    is_dense,
     is_untouched,
+    joined,
     maximum_over_channels,
+    pooled,
     register,
     sigmoid_gate,
     unbatched,
@@ -32,9 +31,6 @@ from attn_surgery.attention.construction import (
 )
 
 CHANNEL_ORDERS = ("max_mean", "mean_max")
-_LAYERS = (*CONV.values(), *BATCH_NORM.values())
-_SMALL = 1 << 15
-"""Elements of a map, below which passes cost more than they save, in time and in memory."""
 ORDERS = ("channel_first", "spatial_first", "parallel")
 
 
@@ -167,39 +163,20 @@ class SpatialAttention(nn.Module):
         # counted here, as modules that were pickled by earlier versions do not know it
         spatial_dims = len(self.conv[0].kernel_size)  # type: ignore[arg-type]
         batch = batched(x, spatial_dims)
-        maximum = batch.amax(1, keepdim=True)
-        told = described(batch, maximum, mean_first=self.channel_order == "mean_max")
-        return unbatched(sigmoid_gate(self.conv(told), self.init), x, spatial_dims)
+        told = self.describe(batch, batch.amax(1, keepdim=True))
+        return unbatched(self.gate_of(told), x, spatial_dims)
 
-    def is_lean(self) -> bool:
-        """Tell whether nobody would miss a call of a layer."""
-        layers = self.conv
-        return is_untouched(layers, nn.Sequential) and all(
-            is_untouched(each, *_LAYERS) for each in layers
-        )
+    def describe(self, batch: Tensor, maximum: Tensor) -> Tensor:
+        """Join maximum and mean over channels as the convolution has them, ``(N, 2, *spatial)``."""
+        return described(batch, maximum, mean_first=self.channel_order == "mean_max")
 
-    def follows_the_batch(self) -> bool:
-        """Tell whether a sample's factors depend on the other samples."""
-        _, *norms = self.conv
-        return any(map(follows_the_batch, norms))
-
-    def lean_gate(self, x: Tensor) -> Tensor:
-        """Compute the factors as `gate` does."""
-        maximum = maximum_over_channels(x)
-        told = described(x, maximum, mean_first=self.channel_order == "mean_max")
-        return self.lean_gate_of(told)
-
-    def lean_gate_of(self, told: Tensor) -> Tensor:
+    def gate_of(self, told: Tensor) -> Tensor:
         """Compute the factors from what the channels were described by.
 
         ``(N, 2, *spatial)``, maximum and mean in the order of the convolution's channels, ->
         ``(N, 1, *spatial)``.
         """
-        conv, *norms = self.conv
-        logits = convolved(conv, told)
-        for norm in norms:
-            logits = norm(logits)
-        return sigmoid_gate(logits, self.init)
+        return sigmoid_gate(self.conv(told), self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every position: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
@@ -292,45 +269,42 @@ class CBAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale channels and positions: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if self._is_lean(x):
-                return self._lean(x)
+            if self._goes_by_passes(x):
+                return self._by_passes(x)
         if self.order == "channel_first":
             return self.spatial(self.channel(x))
         if self.order == "spatial_first":
             return self.channel(self.spatial(x))
         return x * self.channel.gate(x) * self.spatial.gate(x)
 
-    def _is_lean(self, x: Tensor) -> bool:
-        channel, spatial = self.channel, self.spatial
+    def _goes_by_passes(self, x: Tensor) -> bool:
         return (
             self.order == "channel_first"
-            and is_untouched(channel, ChannelAttention)
-            and is_untouched(spatial, SpatialAttention)
-            and channel.is_lean(x)
-            and spatial.is_lean()
-            and is_dense(x)
+            and is_untouched(self.channel, ChannelAttention)
+            and is_untouched(self.spatial, SpatialAttention)
+            and self.channel.goes_by_passes(x)
         )
 
-    def _lean(self, x: Tensor) -> Tensor:
+    def _by_passes(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return self._in_place(x)
-        if x.numel() < _SMALL:
-            x = x * self.channel.lean_gate(x)
-            return x * self.spatial.lean_gate(x)
         x, *pools = Pooled.apply(x, self.channel.pools, self.channel.dims)
-        channel = self.channel.lean_gate_of(pools)
+        channel = self.channel.gate_of(pools)
         mean_first = self.spatial.channel_order == "mean_max"
         x, told = Described.apply(x, channel, mean_first)
-        return Scaled.apply(x, channel, self.spatial.lean_gate_of(told))
+        return Scaled.apply(x, channel, self.spatial.gate_of(told))
 
     def _in_place(self, x: Tensor) -> Tensor:
-        """Scale the scaled map where it lies; of a large batch, while it is in the cache."""
-        whole = x, self.channel.lean_gate(x), torch.empty_like(x)
-        parts = [whole] if self.spatial.follows_the_batch() else in_parts(*whole)
-        for of, by, scaled in parts:
+        """Scale the scaled map where it lies."""
+        result = torch.empty_like(x)
+        channel = self.channel.gate_of(pooled(x, self.channel.pools, self.channel.dims))
+        told = []
+        for of, by, scaled in in_parts(x, channel, result):
             torch.mul(of, by, out=scaled)
-            scaled.mul_(self.spatial.lean_gate(scaled))
-        return whole[-1]
+            told.append(self.spatial.describe(scaled, maximum_over_channels(scaled)))
+        for scaled, at in in_parts(result, self.spatial.gate_of(joined(told))):
+            scaled.mul_(at)
+        return result
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""

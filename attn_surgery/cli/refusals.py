@@ -56,7 +56,7 @@ def anchor_of(message: str) -> str:
     hardly any would be everything.
 
     Example:
-        >>> anchor_of("unknown attention 'cbma'; did you mean 'cbam'? available: se, cbam")
+        >>> anchor_of("unknown attention 'cbma'; did you mean 'cbam'?; available: se, cbam")
         'unknown-attention'
         >>> anchor_of("no such words")
         ''

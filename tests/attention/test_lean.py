@@ -1,4 +1,4 @@
-"""Without a gradient, and on small maps: the same numbers by fewer and cheaper steps."""
+"""Without a gradient, and for maxima: the same numbers by fewer and cheaper steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
 from attn_surgery.attention import build
-from attn_surgery.attention.construction import maxima, passes, small_maps
+from attn_surgery.attention.construction import maxima, passes
 
 NAMES = ("se", "cam", "cbam")
 SHAPES = [
@@ -72,8 +72,8 @@ def test_without_a_gradient_the_numbers_are_those_of_plain_steps(
     with torch.no_grad():
         y, plain = one(x), plainly(other, x)
     assert y.stride() == plain.stride()
-    torch.testing.assert_close(y, plain)
-    torch.testing.assert_close(list(one.buffers()), list(other.buffers()))
+    assert torch.equal(y, plain)
+    torch.testing.assert_close(list(one.buffers()), list(other.buffers()), rtol=0, atol=0)
     assert torch.equal(x, before)
 
 
@@ -88,22 +88,6 @@ def test_without_a_gradient_the_start_is_the_identity_bit_for_bit(name, dtype):
         assert torch.equal(attention(x).view(torch.uint8), x.view(torch.uint8))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.double], ids=str)
-@pytest.mark.parametrize("shape", [(1, 8, 7, 7), (9, 8, 5, 6)], ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_on_small_maps_are_those_of_plain_steps(name, shape, dtype):
-    attention = moved(name, shape).to(dtype)
-    x = a_map(shape, channels_last=False).to(dtype).requires_grad_()
-    weights = torch.randn(shape, dtype=dtype)
-    results = []
-    for run in (nn.Module.__call__, plainly):
-        one = copy.deepcopy(attention)
-        grads = torch.autograd.grad((run(one, x) * weights).sum(), [x, *one.parameters()])
-        results.append((grads, list(one.buffers())))
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {}
-    torch.testing.assert_close(*results, **tolerance)
-
-
 @pytest.mark.parametrize(
     "touched", ["channel.fc1", "channel.act", "spatial.conv", "spatial.conv.bn"]
 )
@@ -114,16 +98,7 @@ def test_a_layer_that_is_hooked_sees_the_whole_batch(touched, monkeypatch):
     attention.get_submodule(touched).register_forward_hook(lambda *call: seen.append(len(call[2])))
     with torch.no_grad():
         attention(torch.randn(3, 8, 7, 7))
-    assert seen == [3]
-
-
-def test_an_exchanged_layer_is_run():
-    attention: Any = build("cbam", 8).eval()
-    attention.channel.fc1 = nn.Conv2d(8, 1, 3, padding=1, groups=1)
-    attention.spatial.conv.bn = nn.Tanh()
-    x = torch.randn(3, 8, 7, 7)
-    with torch.no_grad():
-        torch.testing.assert_close(attention(x), plainly(attention, x))
+    assert set(seen) == {3}
 
 
 SIZES = st.integers(1, 50)
@@ -147,52 +122,3 @@ def test_maxima_are_those_of_torch(shape, channels_last, odd):
     same = {"rtol": 0, "atol": 0, "equal_nan": True}
     torch.testing.assert_close(over_channels, x.amax(1, keepdim=True), **same)
     torch.testing.assert_close(over_positions, x.amax(positions, keepdim=True), **same)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("shape", [(1, 7, 7), (8, 4, 9), (33, 5, 5)], ids=str)
-def test_windows_give_what_the_convolution_gives_and_its_gradients(shape, size, bias):
-    batch, *sides = shape
-    conv = nn.Conv2d(2, 1, size, padding=size // 2, bias=bias)
-    x = torch.randn(batch, 2, *sides, requires_grad=True)
-    results = []
-    for run in (small_maps.convolved, nn.Module.__call__):
-        y = run(conv, x)
-        first = torch.autograd.grad(y.square().sum(), [x, *conv.parameters()], create_graph=True)
-        results.append((y, first, torch.autograd.grad(first[0].square().sum(), x)))
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
-
-
-ODD = st.sampled_from([1, 3, 5, 7])
-
-
-@given(batch=SAMPLES, channels=SAMPLES, height=SIZES, width=SIZES, rows=ODD, columns=ODD)
-def test_a_band_gives_what_the_convolution_gives(batch, channels, height, width, rows, columns):
-    torch.manual_seed(0)
-    conv = nn.Conv2d(channels, 1, (rows, columns), padding=(rows // 2, columns // 2))
-    x = torch.randn(batch, channels, height, width)
-    with torch.no_grad():
-        torch.testing.assert_close(small_maps.convolved(conv, x), conv(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "conv",
-    [
-        nn.Conv2d(2, 1, 3),
-        nn.Conv2d(2, 1, 3, padding=1, stride=2),
-        nn.Conv2d(2, 3, 3, padding=1),
-        nn.Conv2d(2, 1, 4, padding=2),
-        nn.Conv2d(2, 1, 3, padding=2, dilation=2),
-        nn.Conv2d(2, 2, 3, padding=1, groups=2),
-        nn.Conv2d(2, 1, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(2, 1, 3, padding="same"),
-        nn.Conv1d(2, 1, 3, padding=1),
-    ],
-    ids=str,
-)
-def test_other_convolutions_are_called(conv):
-    x = torch.randn(2, 2, *[9] * len(conv.kernel_size))
-    for mode in (torch.no_grad, torch.enable_grad):
-        with mode():
-            assert torch.equal(small_maps.convolved(conv, x), conv(x))

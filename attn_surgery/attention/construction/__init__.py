@@ -17,11 +17,7 @@ from attn_surgery.attention.construction.gate import (
 )
 from attn_surgery.attention.construction.maxima import maximum_over_channels
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
-from attn_surgery.attention.construction.ordinary import (
-    follows_the_batch,
-    is_dense,
-    is_untouched,
-)
+from attn_surgery.attention.construction.ordinary import is_untouched
 from attn_surgery.attention.construction.passes import (
     POOLS,
     Described,
@@ -29,6 +25,8 @@ from attn_surgery.attention.construction.passes import (
     Scaled,
     described,
     in_parts,
+    joined,
+    pooled,
 )
 from attn_surgery.attention.construction.registry import (
     Entry,
@@ -38,7 +36,6 @@ from attn_surgery.attention.construction.registry import (
     get_builder,
     register,
 )
-from attn_surgery.attention.construction.small_maps import convolved
 
 __all__ = [
     "BATCH_NORM",
@@ -56,18 +53,17 @@ __all__ = [
     "build",
     "check_options",
     "choice",
-    "convolved",
     "described",
     "entry",
     "flag",
-    "follows_the_batch",
     "get_builder",
     "hidden_width",
     "in_parts",
-    "is_dense",
     "is_empty",
     "is_untouched",
+    "joined",
     "maximum_over_channels",
+    "pooled",
     "positive",
     "register",
     "sigmoid_gate",

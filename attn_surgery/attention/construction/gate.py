@@ -8,16 +8,14 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
 from attn_surgery.attention.construction.options import choice, flag, whole
-from attn_surgery.attention.construction.ordinary import is_dense, is_ordinary, is_untouched
+from attn_surgery.attention.construction.ordinary import is_dense, is_ordinary
 from attn_surgery.attention.construction.passes import (
     POOLED,
     POOLS,
     Pooled,
     Scaled,
     pool,
-    pooled,
 )
-from attn_surgery.attention.construction.small_maps import is_pointwise, pointwise
 from attn_surgery.errors import SurgeryError
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -101,7 +99,7 @@ class ChannelGate(nn.Module):
             self.fc1.weight[half : 2 * half] = -self.fc1.weight[:half]
 
     def mlp(self, pooled: Tensor) -> Tensor:
-        """Map pooled features ``(N, C, 1, ..., K)`` to logits of the same shape."""
+        """Map pooled features ``(N, C, 1, ...)`` to logits of the same shape."""
         return self.fc2(self.act(self.fc1(pooled)))
 
     def gate(self, x: Tensor) -> Tensor:
@@ -110,57 +108,33 @@ class ChannelGate(nn.Module):
 
     def gate_of(self, pools: list[Tensor]) -> Tensor:
         """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way."""
-        if len(pools) == 1:
-            return sigmoid_gate(self.mlp(pools[0]), self.init)
-        # One call of the MLP, on a map of as many positions as there are pools.
-        return sigmoid_gate(self.mlp(torch.cat(pools, -1)).sum(-1, keepdim=True), self.init)
+        logits = self.mlp(pools[0])
+        for each in pools[1:]:
+            logits = logits + self.mlp(each)
+        return sigmoid_gate(logits, self.init)
 
-    def is_lean(self, x: Tensor) -> bool:
-        """Tell whether a map may be attended to by few passes and products: nobody would know."""
+    def goes_by_passes(self, x: Tensor) -> bool:
+        """Tell whether a map may be attended to by its passes, and nobody would know."""
         return (
             is_ordinary(x)
             and x.dim() == len(self.dims) + 2
             and x.numel() > 0
             and type(self).gate is ChannelGate.gate
             and POOLED.issuperset(self.pools)
-            and is_pointwise(self.fc1)
-            and is_untouched(self.act, nn.ReLU)
-            and is_pointwise(self.fc2)
+            and is_dense(x)
         )
-
-    def lean_gate(self, x: Tensor) -> Tensor:
-        """Compute the factors as `gate` does."""
-        return self.lean_gate_of(pooled(x, self.pools, self.dims))
-
-    def lean_gate_of(self, pools: list[Tensor]) -> Tensor:
-        """Compute the factors as `gate_of` does, by products of matrices."""
-        several = pools[0] if len(pools) == 1 else torch.stack(pools)
-        hidden = pointwise(self.fc1, several.flatten(-len(self.dims) - 1)).relu_()
-        logits = pointwise(self.fc2, hidden)
-        logits = logits if len(pools) == 1 else logits.sum(0)
-        return sigmoid_gate(logits, self.init).view_as(pools[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if not _is_for_nothing(x) and self.is_lean(x):
-                return self._lean(x)
+            if torch.is_grad_enabled() and self.goes_by_passes(x) and x.numel() >= _SMALL:
+                x, *pools = Pooled.apply(x, self.pools, self.dims)
+                return Scaled.apply(x, self.gate_of(pools), None)
         return x * self.gate(x)
-
-    def _lean(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and is_dense(x)):
-            return x * self.lean_gate(x)
-        x, *pools = Pooled.apply(x, self.pools, self.dims)
-        return Scaled.apply(x, self.lean_gate_of(pools), None)
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""
         return f"pools={'+'.join(self.pools)}, init={self.init}"
-
-
-def _is_for_nothing(x: Tensor) -> bool:
-    """Tell whether a map is so small that asking what may be done with it costs what that saves."""
-    return torch.is_grad_enabled() and is_ordinary(x) and x.numel() < _SMALL
 
 
 def hidden_width(channels: int, reduction: int, hidden_channels: int | None, divisor: int) -> int:

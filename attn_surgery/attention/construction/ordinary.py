@@ -95,13 +95,3 @@ def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         or module._compiled_call_impl is not None
         or getattr(module.forward, "__func__", None) is not type(module).forward
     )
-
-
-def follows_the_batch(layer: nn.Module) -> bool:
-    """Tell whether a batch norm takes its statistics from the batch.
-
-    Example:
-        >>> follows_the_batch(nn.BatchNorm2d(8)), follows_the_batch(nn.BatchNorm2d(8).eval())
-        (True, False)
-    """
-    return layer.training or getattr(layer, "running_mean", None) is None

@@ -96,8 +96,12 @@ def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
 
 
 def pooled(x: Tensor, kinds: Sequence[str], dims: list[int]) -> list[Tensor]:
-    """Pool a dense map in several ways, ``(N, C, 1, ...)`` each."""
-    return [maximum_over_positions(x) if kind == "max" else pool(x, kind, dims) for kind in kinds]
+    """Pool a map in several ways, ``(N, C, 1, ...)`` each, a few samples at a time."""
+    parts = [
+        [maximum_over_positions(of) if kind == "max" else pool(of, kind, dims) for kind in kinds]
+        for (of,) in in_parts(x)
+    ]
+    return [joined(list(each)) for each in zip(*parts, strict=True)]
 
 
 class Pooled(Function):
@@ -106,8 +110,7 @@ class Pooled(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kinds: Sequence[str], dims: list[int]) -> Any:
         """Read the map once."""
-        parts = [pooled(of, kinds, dims) for (of,) in in_parts(x)]
-        pools = [_joined(list(each)) for each in zip(*parts, strict=True)]
+        pools = pooled(x, kinds, dims)
         ctx.save_for_backward(x, *pools)
         ctx.kinds = kinds
         return x, *pools
@@ -135,7 +138,7 @@ class Pooled(Function):
 
 
 def described(scaled: Tensor, maximum: Tensor, *, mean_first: bool) -> Tensor:
-    """Join mean and maximum over channels: ``(N, 2, *spatial)``."""
+    """Join maximum and mean over channels: ``(N, C, *spatial)`` -> ``(N, 2, *spatial)``."""
     mean = scaled.mean(1, keepdim=True)
     return torch.cat([mean, maximum] if mean_first else [maximum, mean], 1)
 
@@ -146,12 +149,9 @@ class Described(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, mean_first: bool) -> tuple[Tensor, Tensor]:
         """Read the map once; the scaled map never leaves the cache."""
-        parts = in_parts(x, gate)
-        scaled = (of * by for of, by in parts)
-        told = [
-            described(each, maximum_over_channels(each), mean_first=mean_first) for each in scaled
-        ]
-        result = _joined(told)
+        scaled = (of * by for of, by in in_parts(x, gate))
+        maxima = ((each, maximum_over_channels(each)) for each in scaled)
+        result = joined([described(*each, mean_first=mean_first) for each in maxima])
         ctx.save_for_backward(x, gate, result)
         ctx.mean_first = mean_first
         return x, result
@@ -163,14 +163,14 @@ class Described(Function):
         of_map, of_result = grads
         added, of_gate = [], []
         for of, into, by, told, of_told in _flat_parts(x, of_map, gate, result, of_result):
-            (maximum, _), (of_maximum, of_mean) = (
+            (largest, _), (of_largest, of_mean) = (
                 each.split(1, 1)[:: -1 if ctx.mean_first else 1] for each in (told, of_told)
             )
-            scaled = _of_maximum(_attaining(of * by, maximum), of_maximum, 1)
+            scaled = _of_maximum(_attaining(of * by, largest), of_largest, 1)
             scaled = _plus(scaled, of_mean / of.shape[1])
             of_gate.append((scaled * of).sum(2, keepdim=True))
             added.append(_plus(into, _times(scaled, by)))
-        return _like(of_map, added), _joined(of_gate).view_as(gate), None
+        return _like(of_map, added), joined(of_gate).view_as(gate), None
 
 
 def _attaining(x: Tensor, maximum: Tensor) -> Tensor:
@@ -222,8 +222,8 @@ class Scaled(Function):
             made.append(one)
         return (
             _like(x, made) if of_x is None else of_x,
-            _joined(of_channel).view_as(channel),
-            None if position is None else _joined(of_position).view_as(position),
+            joined(of_channel).view_as(channel),
+            None if position is None else joined(of_position).view_as(position),
         )
 
 
@@ -247,9 +247,10 @@ def _plus(ours: Tensor, more: Tensor) -> Tensor:
 def _like(grad: Tensor, parts: list[Tensor]) -> Tensor:
     """Return a map's gradient that was worked on in its parts, in place or not."""
     if torch.is_grad_enabled():
-        return _joined(parts).unflatten(2, grad.shape[2:])
+        return joined(parts).unflatten(2, grad.shape[2:])
     return grad
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def joined(parts: list[Tensor]) -> Tensor:
+    """Return the batch whose parts are given."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
