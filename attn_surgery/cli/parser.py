@@ -256,6 +256,20 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_explain(commands: Any) -> None:
+    command = commands.add_parser(
+        "explain", help="show what a refusal means and what to do about it"
+    )
+    command.set_defaults(command="explain")
+    command.add_argument(
+        "refusal",
+        nargs="*",
+        metavar="REFUSAL",
+        help="the word in brackets of an error, or a message or a plan's reason in quotes; "
+        "default: list the words",
+    )
+
+
 def _add_input(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--input",
@@ -316,17 +330,3 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
-
-
-def _add_explain(commands: Any) -> None:
-    command = commands.add_parser(
-        "explain", help="show what a refusal means and what to do about it"
-    )
-    command.set_defaults(command="explain")
-    command.add_argument(
-        "refusal",
-        nargs="*",
-        metavar="REFUSAL",
-        help="the word in brackets of an error, or a message or a plan's reason in quotes; "
-        "default: list the words",
-    )

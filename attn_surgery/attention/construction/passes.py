@@ -149,9 +149,11 @@ class Described(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, mean_first: bool) -> tuple[Tensor, Tensor]:
         """Read the map once; the scaled map never leaves the cache."""
-        scaled = (of * by for of, by in in_parts(x, gate))
-        maxima = ((each, maximum_over_channels(each)) for each in scaled)
-        result = joined([described(*each, mean_first=mean_first) for each in maxima])
+        told = []
+        for of, by in in_parts(x, gate):
+            scaled = of * by
+            told.append(described(scaled, maximum_over_channels(scaled), mean_first=mean_first))
+        result = joined(told)
         ctx.save_for_backward(x, gate, result)
         ctx.mean_first = mean_first
         return x, result
