@@ -99,7 +99,7 @@ class ChannelGate(nn.Module):
             self.fc1.weight[half : 2 * half] = -self.fc1.weight[:half]
 
     def mlp(self, pooled: Tensor) -> Tensor:
-        """Map pooled features ``(N, C, 1, ...)`` to logits of the same shape."""
+        """Map pooled features ``(N, C, 1, ..., K)``, of K pools, to logits of the same shape."""
         return self.fc2(self.act(self.fc1(pooled)))
 
     def gate(self, x: Tensor) -> Tensor:
@@ -108,10 +108,10 @@ class ChannelGate(nn.Module):
 
     def gate_of(self, pools: list[Tensor]) -> Tensor:
         """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way."""
-        logits = self.mlp(pools[0])
-        for each in pools[1:]:
-            logits = logits + self.mlp(each)
-        return sigmoid_gate(logits, self.init)
+        if len(pools) == 1:
+            return sigmoid_gate(self.mlp(pools[0]), self.init)
+        # All pools side by side: a layer that is called once is what quantizers can follow.
+        return sigmoid_gate(self.mlp(torch.cat(pools, -1)).sum(-1, keepdim=True), self.init)
 
     def goes_by_passes(self, x: Tensor) -> bool:
         """Tell whether a map may be attended to by its passes, and nobody would know."""
