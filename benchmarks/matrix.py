@@ -3,9 +3,10 @@
     python benchmarks/matrix.py --seconds 3600      # goes on where it stopped
     python benchmarks/matrix.py --page              # the page alone, of what was tried
 
-Each use of each host is a process of its own: first the host alone, then the host with each
-attention in it. A cell says that it works, that the host alone cannot, or what fails. What was
-tried stands in `docs/compatibility.json`, and is tried again only with `--again`.
+Each use of each host is a process of its own (the two that share an ONNX file are one): first the
+host alone, then the host with each attention in it. A cell says that it works, that the host alone
+cannot, or what fails. What was tried stands in `docs/compatibility.json`, and is tried again only
+with `--again`.
 
 It needs onnx, onnxscript, onnxruntime, torchao, peft and opacus besides what the tests need.
 """
@@ -17,13 +18,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from compatibility.cells import ALONE, Cells, tried
+from compatibility.cells import ALONE, HOST_CANNOT, Cells, tried
 from compatibility.exporting import EXPORTING
 from compatibility.hosts import HOSTS
 from compatibility.page import page
@@ -34,6 +36,8 @@ import attn_surgery
 
 ROOT = Path(__file__).parents[1]
 USES = {**EXPORTING, **QUANTIZING, **TRAINING}
+TOGETHER = {"onnx": ("onnx", "tensorrt")}
+"""Uses that are tried in one process, as they share what takes most of the time."""
 ATTENTIONS = ("se", "cbam", "eca", "coord")
 ALL_IN = "timm/resnet18"
 """The host in which every attention is tried."""
@@ -48,9 +52,9 @@ def attentions_of(host: str) -> list[str]:
     return [*attn_surgery.available()] if host == ALL_IN else [*ATTENTIONS]
 
 
-def run(host: str, use: str, timeout: float) -> dict[str, str]:
-    """Try a use in a process of its own; return the outcome of each attention."""
-    words = [sys.executable, "-W", "ignore", __file__, "--cell", host, use]
+def run(host: str, uses: Sequence[str], timeout: float) -> dict[str, dict[str, str]]:
+    """Try uses in a process of their own; return the outcome of each use with each attention."""
+    words = [sys.executable, "-W", "ignore", __file__, "--cell", host, *uses]
     attentions = attentions_of(host)
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
@@ -61,16 +65,24 @@ def run(host: str, use: str, timeout: float) -> dict[str, str]:
     else:
         found = told(done.stdout)
         why = f"the process ended with {done.returncode}"
+    return {use: _of_use(found.get(use, {}), attentions, why) for use in uses}
+
+
+def _of_use(found: dict[str, str], attentions: list[str], why: str) -> dict[str, str]:
     alone = found.pop(ALONE, why)
     if alone:
-        return dict.fromkeys(attentions, f"host: {alone}")
+        return dict.fromkeys(attentions, f"{HOST_CANNOT}{alone}")
     return {each: found.get(each, why) for each in attentions}
 
 
-def told(text: str) -> dict[str, str]:
-    """Return what a cell's process printed: one outcome a line."""
-    lines = [json.loads(line) for line in text.splitlines() if line.startswith('["')]
-    return dict(lines)
+def told(text: str) -> dict[str, dict[str, str]]:
+    """Return what a cell's process printed, one outcome a line: use -> attention -> outcome."""
+    found: dict[str, dict[str, str]] = {}
+    for line in text.splitlines():
+        if line.startswith('["'):
+            use, attention, outcome = json.loads(line)
+            found.setdefault(use, {})[attention] = outcome
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -91,23 +103,26 @@ def main() -> None:
     )
     parser.add_argument("--timeout", type=float, default=600.0, help="for one use of one host")
     parser.add_argument("--page", action="store_true", help="write the page and end")
-    parser.add_argument("--cell", nargs=2, metavar=("HOST", "USE"), help=argparse.SUPPRESS)
+    parser.add_argument("--cell", nargs="+", metavar="HOST USE", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.cell:
-        host, use = words.cell
-        for name, outcome in tried(HOSTS[host], USES[use], attentions_of(host)):
-            print(json.dumps([name, outcome]), flush=True)
+        host, *uses = words.cell
+        asked = {use: USES[use] for use in uses}
+        for outcome in tried(HOSTS[host], asked, attentions_of(host)):
+            print(json.dumps(outcome), flush=True)
         return
     cells = Cells.read(RESULTS)
     start = time.monotonic()
-    wanted = [(host, use) for use in words.use for host in words.host]
+    wanted = [(host, use) for host in words.host for use in words.use]
     for host, use in [] if words.page else wanted:
         if time.monotonic() - start > words.seconds:
             break
-        if words.again or not cells.has(host, use):
-            cells.put(host, use, run(host, use, words.timeout), versions())
-            cells.write(RESULTS)
-            print(host, use, cells.summary(host, use), flush=True)
+        if not words.again and cells.has(host, use):
+            continue
+        for each, found in run(host, TOGETHER.get(use, (use,)), words.timeout).items():
+            cells.put(host, each, found, versions())
+            print(host, each, cells.summary(host, each), flush=True)
+        cells.write(RESULTS)
     descriptions: dict[str, Any] = {name: use.__doc__ or "" for name, use in USES.items()}
     PAGE.write_text(page(cells, descriptions, ALL_IN), encoding="utf-8")
 

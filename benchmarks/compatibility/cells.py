@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import nn
 
 from compatibility.hosts import Host
 from compatibility.trial import Trial
@@ -49,31 +47,39 @@ class Cells:
 
 
 def tried(
-    host: Host, use: Callable[[Trial], None], attentions: Sequence[str]
-) -> Iterator[tuple[str, str]]:
-    """Try a use of the host alone, and then with each attention; yield what came of it."""
-    trial, why = _trial(host, host.made(), use, None)
-    yield ALONE, why
-    if why:
-        return
-    for attention in attentions:
+    host: Host, uses: Mapping[str, Callable[[Trial], None]], attentions: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Try uses of the host alone, and then with each attention.
+
+    What several uses write down alike, as ONNX, is written once: they are given the same trial.
+
+    Yields:
+        Use, attention (or "the host alone"), and what came of it: "" or why not.
+    """
+    able, errors = dict(uses), {}
+    for name in (ALONE, *attentions):
         try:
-            model = host.operated(attention)
+            model = host.made() if name == ALONE else host.operated(name)
         except Exception as error:
-            yield attention, _told(error)
-        else:
-            yield attention, _trial(host, model, use, trial.error)[1]
+            yield from ((use, name, _told(error)) for use in able)
+            continue
+        trial = Trial(model, host.inputs(), host.inputs(3, 2))
+        for use, run in [*able.items()]:
+            trial.host_error = errors.get(use)
+            why = _why_not(trial, run)
+            yield use, name, why
+            if name == ALONE:
+                errors[use] = trial.error
+                if why:
+                    del able[use]
 
 
-def _trial(
-    host: Host, model: nn.Module, use: Callable[[Trial], None], host_error: float | None
-) -> tuple[Trial, str]:
-    trial = Trial(model, host.inputs(), host.inputs(3, 2), host_error)
+def _why_not(trial: Trial, use: Callable[[Trial], None]) -> str:
     try:
         use(trial)
     except Exception as error:
-        return trial, _told(error)
-    return trial, ""
+        return _told(error)
+    return ""
 
 
 def _told(error: Exception) -> str:

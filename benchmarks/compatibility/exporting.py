@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.export import Dim
+from torch import fx
 
 from compatibility.trial import Trial, same
 
@@ -33,7 +29,7 @@ NEWEST_OPSET = 20
 
 def export(trial: Trial) -> None:
     """`torch.export`, batch and size dynamic."""
-    exported = torch.export.export(trial.model, (trial.x,), dynamic_shapes=_dynamic(trial.x))
+    exported = torch.export.export(trial.model, (trial.x,), dynamic_shapes=trial.dynamic)
     for x in trial.several:
         same(exported.module()(x), trial.model(x))
 
@@ -44,7 +40,7 @@ def onnx(trial: Trial) -> None:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_to_onnx(trial), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(trial.onnx, options, ["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     for x in trial.several:
         found = session.run(None, {given.name: x.numpy()})[0]
@@ -55,7 +51,7 @@ def tensorrt(trial: Trial) -> None:
     """ONNX of operators and an opset that TensorRT lists; TensorRT itself is not run."""
     import onnx as package  # pyright: ignore[reportMissingImports]
 
-    model = package.load_from_string(_to_onnx(trial))
+    model = package.load_from_string(trial.onnx)
     opset = max(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     if opset > NEWEST_OPSET:
         raise ValueError(f"opset {opset} is newer than {NEWEST_OPSET}")
@@ -65,21 +61,6 @@ def tensorrt(trial: Trial) -> None:
     unknown = {n.op_type for n in model.graph.node} - TENSORRT
     if unknown or foreign:
         raise ValueError(f"not among TensorRT's operators: {', '.join(sorted(unknown | foreign))}")
-
-
-def _to_onnx(trial: Trial) -> bytes:
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = Path(folder, "model.onnx")
-        program: Any = torch.onnx.export(
-            trial.model, (trial.x,), dynamo=True, dynamic_shapes=_dynamic(trial.x), verbose=False
-        )
-        program.save(str(path), external_data=False)
-        return path.read_bytes()
-
-
-def _dynamic(x: Tensor) -> Any:
-    return (dict.fromkeys((0, *range(2, x.dim())), Dim.DYNAMIC),)
 
 
 def compiled(trial: Trial) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 
 @dataclass
@@ -37,6 +42,23 @@ class Trial:
         """What the model returns in eager mode."""
         with torch.no_grad():
             return self.model(self.x)
+
+    @property
+    def dynamic(self) -> Any:
+        """The dimensions of an input that may change: the batch and the size."""
+        return (dict.fromkeys((0, *range(2, self.x.dim())), Dim.DYNAMIC),)
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """What the dynamo exporter writes."""
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = Path(folder, "model.onnx")
+            program: Any = torch.onnx.export(
+                self.model, (self.x,), dynamo=True, dynamic_shapes=self.dynamic, verbose=False
+            )
+            program.save(str(path), external_data=False)
+            return path.read_bytes()
 
     def gradient(self) -> Tensor:
         """Return the gradient of the sum of squares with respect to the input, in eager mode."""
