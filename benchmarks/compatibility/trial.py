@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+
+ROUNDING = 2.0
+"""How many times eager mode's own distance from float64 another way may be away from it."""
 
 
 @dataclass
@@ -59,6 +63,33 @@ class Trial:
             )
             program.save(str(path), external_data=False)
             return path.read_bytes()
+
+    @torch.no_grad()
+    def same(self, found: Tensor, x: Tensor | None = None, tolerance: float = 1e-4) -> None:
+        """Check that an output is what eager mode gives, but for rounding.
+
+        A network can be such that rounding grows. So what differs from eager mode may also be
+        as near to the output in float64, as eager mode is itself, but for a factor.
+
+        Args:
+            found: The output.
+            x: What went in, where that is not `x`.
+            tolerance: The difference that there may be, as a part of the length.
+
+        Raises:
+            ValueError: It is not.
+        """
+        x = self.x if x is None else x
+        expected = self.model(x)
+        error = relative_error(found, expected)
+        if error <= tolerance:
+            return
+        exact = copy.deepcopy(self.model).double()(x.double())
+        own = relative_error(expected, exact)
+        if not relative_error(found, exact) <= ROUNDING * own:
+            raise ValueError(
+                f"the numbers differ by {error:.2g} of their length (by {own:.2g} in float64)"
+            )
 
     def gradient(self) -> Tensor:
         """Return the gradient of the sum of squares with respect to the input, in eager mode."""
