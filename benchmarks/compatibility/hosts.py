@@ -14,6 +14,12 @@ from torch import Tensor, nn
 
 import attn_surgery
 
+STEPS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+"""How far the parameters of attention may be moved from their start."""
+SEEN, SANE = 5e-4, 0.3
+"""How much of an output attention changes: enough to be seen, and not so much that rounding grows
+in the host, as it does where maps do not keep to the size that its norms bring them to."""
+
 
 @dataclass(frozen=True)
 class Host:
@@ -22,23 +28,48 @@ class Host:
     Attributes:
         build: Makes it.
         shape: Of one input, ``(C, *spatial)``; twice the size has to fit, too, where any does.
+        biases: Whether it needs its biases, as a host does that multiplies two maps.
     """
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...] = (3, 64, 64)
+    biases: bool = False
 
     def made(self) -> nn.Module:
-        """Return it in evaluation mode, the same each time."""
-        torch.manual_seed(0)
-        return self.build().eval()
+        """Return it in evaluation mode, the same each time, so that all that it does is seen.
 
+        Libraries start last norms and layer scales at nothing, or next to it; and in a deep host
+        that was not trained, biases can be all that is left at its end.
+        """
+        torch.manual_seed(0)
+        model = self.build().eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.data *= self.biases
+            elif parameter.numel() == max(parameter.shape, default=1):
+                nn.init.uniform_(parameter, 0.5, 1.5)
+        return model
+
+    @torch.no_grad()
     def operated(self, attention: str) -> nn.Module:
         """Return it with attention that does something at every site."""
+        x = self.inputs()
+        before = self.made()(x)
+        for step in STEPS:
+            model = self._operated(attention, step)
+            change = (model(x) - before).norm() / before.norm()
+            if change <= SANE:
+                break
+        if not SEEN <= change <= SANE:
+            raise ValueError(f"{attention} changes {change:.2g} of the output, by a step of {step}")
+        return model
+
+    def _operated(self, attention: str, step: float) -> nn.Module:
         model = attn_surgery.apply(self.made(), attention, existing="stack")
         generator = torch.Generator().manual_seed(1)
         for each in attn_surgery.inserted(model).values():
             for parameter in each.parameters():
-                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter += step * torch.randn(parameter.shape, generator=generator)
         return model
 
     def inputs(self, batch: int = 2, scale: int = 1) -> Tensor:
@@ -57,7 +88,7 @@ class Features(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found: Any = self.model(x)
-        return found["out"] if isinstance(found, dict) else found.last_hidden_state
+        return found.last_hidden_state if hasattr(found, "last_hidden_state") else found["out"]
 
 
 def _transformers(name: str, **options: Any) -> nn.Module:
@@ -82,10 +113,15 @@ TIMM = (
     "inception_next_atto efficientformerv2_s0 ecaresnet26t gcresnet33ts convformer_s18"
 ).split()
 _SIZES = {"efficientformerv2_s0": 224}
+_MULTIPLIED = {"starnet_s1"}
 
 HOSTS: dict[str, Host] = {
     **{
-        f"timm/{name}": Host(partial(timm.create_model, name), (3, *[_SIZES.get(name, 64)] * 2))
+        f"timm/{name}": Host(
+            partial(timm.create_model, name),
+            (3, *[_SIZES.get(name, 64)] * 2),
+            biases=name in _MULTIPLIED,
+        )
         for name in TIMM
     },
     "torchvision/mobilenet_v2": Host(torchvision.models.mobilenet_v2),

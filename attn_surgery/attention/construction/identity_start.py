@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ _SIDES = (8, 14)
 class IdentityStart(nn.Module):
     """Let any shape-preserving module start as the identity: ``x - alpha * (x - f(x))``.
 
-    ``alpha`` is a scalar that starts at 0 and is learned (ReZero, Bachlechner et al. 2020,
+    ``alpha`` is a number, ``(1,)``, that starts at 0 and is learned (ReZero, Bachlechner et al. 2020,
     arXiv:2003.04887, eq. 2, with f(x) - x for their F); at 1 the module is f. At the first step
     the gradient reaches ``alpha`` alone. The values equal those of x for every finite f(x), but a
     negative zero may come out as a positive one, unless f scales the map by a positive gate. The
@@ -36,14 +37,22 @@ class IdentityStart(nn.Module):
     def __init__(self, f: nn.Module, alpha: float = 0.0):
         super().__init__()
         self.f = f
-        self.alpha = nn.Parameter(torch.full((), alpha))
+        self.alpha = nn.Parameter(torch.full((1,), alpha))  # FSDP2 takes no parameter of shape ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Blend x and f(x): shape and dtype of x."""
         y = self.f(x)
         # Not a raise: torch.fx can trace it. Broadcasting would hide an f that returns a gate.
         torch._assert(y.shape == x.shape, "the wrapped attention must return the shape it is given")
-        return x - (self.alpha * (x - y)).to(x.dtype)
+        return x - (self.alpha.squeeze() * (x - y)).to(x.dtype)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *others: Any, **named: Any
+    ) -> None:
+        key = f"{prefix}alpha"
+        if key in state_dict and not state_dict[key].dim():  # as it was before FSDP2 was thought of
+            state_dict[key] = state_dict[key].reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *others, **named)
 
 
 def check_forward(attention: nn.Module, channels: int, spatial_dims: int) -> None:
