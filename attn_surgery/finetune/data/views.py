@@ -20,23 +20,25 @@ from tqdm import tqdm
 
 from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.data.batches import Loading, Place, Prepared, loaded
+from attn_surgery.finetune.data.source import Source
 from attn_surgery.finetune.process import derived
 
 _BATCH = 256
-_MADE_BY = {each.__name__: each.__version__ for each in (torch, torchvision, timm, PIL)}
+MADE_BY = {each.__name__: each.__version__ for each in (torch, torchvision, timm, PIL)}
 
 
 class Views(Dataset[Any]):
     """The views of a split: the seed of a place chooses one of an image's.
 
     Args:
-        split: What they are of.
-        images: ``(views, N, C, H, W)``.
+        source: What they are of.
+        images: ``(views, N, C, H, W)``; or ``(views, N, values)``, what a model makes of them.
         targets: ``(N,)``.
+        name: That of their file.
     """
 
-    def __init__(self, split: Prepared, images: Any, targets: Tensor):
-        self.source, self.images, self.targets = split.source, images, targets
+    def __init__(self, source: Source, images: Any, targets: Tensor, name: str):
+        self.source, self.images, self.targets, self.name = source, images, targets, name
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -60,7 +62,7 @@ def views_of(split: Prepared, seeds: Iterable[int | None], told: object, folder:
         SurgeryError: An image cannot be read, or a file cannot be written.
     """
     seeds = list(seeds)
-    words = json.dumps([told, seeds, len(split), _MADE_BY], sort_keys=True, default=str)
+    words = json.dumps([told, seeds, len(split), MADE_BY], sort_keys=True, default=str)
     path = folder / f"{hashlib.blake2b(words.encode(), digest_size=8).hexdigest()}.npy"
     targets = path.with_suffix(".targets.npy")
     try:
@@ -68,7 +70,7 @@ def views_of(split: Prepared, seeds: Iterable[int | None], told: object, folder:
             folder.mkdir(parents=True, exist_ok=True)
             _write(split, seeds, path, targets)
         images = numpy.load(path, mmap_mode="r")
-        return Views(split, images, torch.from_numpy(numpy.load(targets)))
+        return Views(split.source, images, torch.from_numpy(numpy.load(targets)), path.stem)
     except (OSError, ValueError) as error:
         raise SurgeryError(f"the views of images, {path}: {one_line(error)}") from error
 

@@ -92,6 +92,8 @@ def _check_data(data: Data) -> None:
     _check_number("data.repeats", data.repeats, at_least=1)
     if data.views and data.task != "classification":
         raise SurgeryError("data.views are for classification")
+    if data.prefix and not data.views:
+        raise SurgeryError("data.prefix is of a fixed number of views: give data.views, as 4")
     if data.domains and data.task not in {"classification", "restoration"}:
         raise SurgeryError("data.domains are for classification and restoration")
     if not data.domains and data.task == "restoration":
@@ -159,6 +161,10 @@ def _check_stage(where: str, stage: Stage, recipe: Recipe) -> None:
     ):
         raise SurgeryError(
             f"{where}: mixup, cutmix, label_smoothing and distill_weight are for classification"
+        )
+    if recipe.data.prefix and (stage.mixup or stage.cutmix or stage.distill_weight):
+        raise SurgeryError(
+            f"{where}: mixup, cutmix and distill_weight need images, not data.prefix"
         )
     if recipe.data.unlabelled and not any(each.distill_weight for each in recipe.stages):
         raise SurgeryError("data.unlabelled is for distillation: give a stage distill_weight")

@@ -18,6 +18,7 @@ from attn_surgery.finetune.recipe import HOST, Stage
 from attn_surgery.finetune.tasks import Task, with_teacher
 from attn_surgery.finetune.training import (
     choose_trained,
+    find_prefix,
     keep_statistics,
     make_optimizer,
     make_scheduler,
@@ -54,6 +55,9 @@ def rehearse(context: Context) -> None:
                 own = copy.deepcopy(model).train()
                 choose_trained(own, stage)
                 keep_statistics(own, stage, context.norm_batch)
+                if recipe.data.prefix and len(places) > 1:
+                    with accelerator.autocast():
+                        find_prefix(own, batch[0])
                 optimizer = make_optimizer(own, stage)
                 make_scheduler(optimizer, stage, updates)
                 teacher = teacher_of(host).to(device) if stage.distill_weight else None

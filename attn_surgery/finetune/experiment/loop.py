@@ -93,7 +93,7 @@ def train_epoch(run: Run, training: Training, progress: Progress, budget: Budget
 def steps_of(run: Run, training: Training, seed: int, first: int) -> Iterator[list[Any]]:
     """Return the batches of each step of an epoch, from the first that is left."""
     each = training.stage.accumulate
-    labelled = train_batches(run.split, run.context.loading, seed, first * each)
+    labelled = train_batches(run.batches_of, run.context.loading, seed, first * each)
     batches: Iterator[Any] = map(run.on_device, labelled)
     if training.stage.distill_weight:
         batches = run.with_unlabelled(batches, seed, first * each)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_surgery.finetune.data import train_batches
+from attn_surgery.finetune.data import Views, train_batches
 from attn_surgery.finetune.experiment.budget import Budget, Stopwatch
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.digests import of_variant
 from attn_surgery.finetune.experiment.progress import Display
+from attn_surgery.finetune.experiment.spared import spare_prefix
 from attn_surgery.finetune.process import (
     Progress,
     derived,
@@ -57,6 +58,7 @@ class Run:
         saved_at: When the last checkpoint was written.
         began: When the run did, without pauses.
         seconds: For each stage, how long it trains; none where the recipe's steps count.
+        features: What is learned from instead of the images, where some of the model is not run.
     """
 
     context: Context
@@ -68,6 +70,7 @@ class Run:
     saved_at: float = 0.0
     began: float = 0.0
     seconds: tuple[float, ...] = ()
+    features: Views | None = None
 
     @property
     def folder(self) -> Path:
@@ -97,6 +100,11 @@ class Run:
         """What is learned from."""
         splits = self.context.splits
         return splits.pretraining if self.variant == HOST else splits.train
+
+    @property
+    def batches_of(self) -> Any:
+        """What batches are drawn from: the images, or their features."""
+        return self.split if self.features is None else self.features
 
     def updates(self, stage: Stage) -> int:
         """Return how many steps an epoch has."""
@@ -161,6 +169,11 @@ class Run:
                 training.ema.module.load_state_dict(states["ema"])
             if states["scaler"] is not None and self.context.accelerator.scaler is not None:
                 self.context.accelerator.scaler.load_state_dict(states["scaler"])
+        self.features = None
+        if self.context.recipe.data.prefix and isinstance(self.split, Views):
+            training.prefix, self.features = spare_prefix(self.context, self.model, self.split)
+            if self.display is not None and training.prefix is not None:
+                self.display.line(f"{self.variant}, seed {self.seed}: {training.prefix}")
         return training
 
     # Batches

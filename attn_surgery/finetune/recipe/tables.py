@@ -98,6 +98,10 @@ class Data:
         views: How many versions of each image are drawn by the training transform, once and for
             all, and kept in the output folder with those that are measured; 0 for new ones in
             every epoch. For classification.
+        prefix: Whether what a frozen host computes of each view before anything trains is computed
+            once, too, and read from a file in the output folder. Needs ``views``; not with
+            ``mixup``, ``cutmix`` and ``distill_weight``, which need the images. Numbers are the
+            same but for rounding.
         options: More keywords for the data set's class; ``{root}`` and ``{split}`` are filled in.
     """
 
@@ -121,6 +125,7 @@ class Data:
     unlabelled: str = ""
     domains: tuple[str, ...] = ()
     views: int = 0
+    prefix: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -257,7 +262,7 @@ class Recipe:
 _PLACES = {"root", "workers", "download"}
 """Where data lies and who reads it changes no number."""
 
-_YOUNGER = {"domains": [], "views": 0, "held_out": 0, "repeats": 1}
+_YOUNGER = {"domains": [], "views": 0, "prefix": False, "held_out": 0, "repeats": 1}
 """Keys of data that were not there when runs began that shall go on, and what they meant then."""
 
 _GIVEN = "given"

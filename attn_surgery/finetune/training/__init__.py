@@ -7,6 +7,7 @@ from attn_surgery.finetune.training.parameter_groups import (
     param_groups,
     thaw_norm_statistics,
 )
+from attn_surgery.finetune.training.prefix import Prefix, find_prefix
 from attn_surgery.finetune.training.stage import (
     Training,
     make_optimizer,
@@ -22,8 +23,10 @@ from attn_surgery.finetune.training.trained import (
 )
 
 __all__ = [
+    "Prefix",
     "Training",
     "choose_trained",
+    "find_prefix",
     "freeze",
     "freeze_norm_statistics",
     "keep_statistics",

@@ -18,6 +18,7 @@ from attn_surgery.finetune.recipe import Stage
 from attn_surgery.finetune.tasks import Loss, Task, with_teacher
 from attn_surgery.finetune.training.held_buffers import HeldBuffers
 from attn_surgery.finetune.training.parameter_groups import param_groups, thaw_norm_statistics
+from attn_surgery.finetune.training.prefix import Prefix
 from attn_surgery.finetune.training.trained import choose_trained, holds_host, keep_statistics
 
 
@@ -37,6 +38,7 @@ class Training:
         constant: Parameters that did not train before.
         former: Attributes that Accelerate set anew, and what they were before, if anything.
         held: The host's buffers, where the host is frozen.
+        prefix: What is not computed again, as batches hold what comes of it; None for images.
     """
 
     stage: Stage
@@ -50,6 +52,7 @@ class Training:
     constant: list[nn.Parameter]
     former: dict[str, Any]
     held: HeldBuffers | None = None
+    prefix: Prefix | None = None
 
     @property
     def result(self) -> nn.Module:
@@ -61,7 +64,7 @@ class Training:
         loss = torch.zeros((), device=accelerator.device)
         for i, batch in enumerate(batches, 1):
             with _synchronized(self.model, accelerator, i == len(batches)):
-                with accelerator.autocast():
+                with accelerator.autocast(), self._given():
                     part = self.loss(self.model, batch) / len(batches)
                 accelerator.backward(part)
             loss += part.detach()
@@ -78,6 +81,9 @@ class Training:
         self.scheduler.step_update(update)
         if self.ema is not None:
             self.ema.update(self.bare)
+
+    def _given(self) -> Any:
+        return contextlib.nullcontext() if self.prefix is None else self.prefix.given(self.bare)
 
 
 def _synchronized(model: nn.Module, accelerator: Any, last: bool) -> Any:
