@@ -136,13 +136,13 @@ def se_work(shape, *, init):
 
 
 def cam_work(shape, *, init):
-    """As SE, but two pools side by side through one MLP, and the two outputs summed."""
+    """As SE, but two pools side by side through one MLP, and the two outputs added."""
     channels, _, elements = map_of(shape)
     hidden = channels // 16
     doubled = init == "identity"
-    operations = 2 * (elements + hidden + channels) + (1 + doubled) * channels + elements
+    operations = 2 * (elements + hidden) + channels + (1 + doubled) * channels + elements
     moved = 2 * (elements + channels + 2 * hidden) + (1 + doubled) * 2 * channels
-    moved += 2 * 2 * channels + (2 + 1) * channels  # cat, sum
+    moved += 2 * 2 * channels + 3 * channels  # cat, add
     moved += (elements + channels) + elements
     return Work(4 * channels * hidden, operations, 4 * moved)
 

@@ -110,8 +110,12 @@ class ChannelGate(nn.Module):
         """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way."""
         if len(pools) == 1:
             return sigmoid_gate(self.mlp(pools[0]), self.init)
-        # All pools side by side: a layer that is called once is what quantizers can follow.
-        return sigmoid_gate(self.mlp(torch.cat(pools, -1)).sum(-1, keepdim=True), self.init)
+        # Quantizers follow a layer that is called once, and additions better than a sum.
+        several = self.mlp(torch.cat(pools, -1))
+        logits = several.narrow(-1, 0, 1)
+        for i in range(1, len(pools)):
+            logits = logits + several.narrow(-1, i, 1)
+        return sigmoid_gate(logits, self.init)
 
     def goes_by_passes(self, x: Tensor) -> bool:
         """Tell whether a map may be attended to by its passes, and nobody would know."""

@@ -16,7 +16,7 @@ _SIDES = (8, 14)
 class IdentityStart(nn.Module):
     """Let any shape-preserving module start as the identity: ``x - alpha * (x - f(x))``.
 
-    ``alpha`` is a number, ``(1,)``, that starts at 0 and is learned (ReZero, Bachlechner et al. 2020,
+    ``alpha``, ``(1,)``, starts at 0 and is learned (ReZero, Bachlechner et al. 2020,
     arXiv:2003.04887, eq. 2, with f(x) - x for their F); at 1 the module is f. At the first step
     the gradient reaches ``alpha`` alone. The values equal those of x for every finite f(x), but a
     negative zero may come out as a positive one, unless f scales the map by a positive gate. The
