@@ -23,6 +23,7 @@ from attn_surgery.rewriting import (
     Wrapping,
     alteration_of,
     free_name,
+    held_attentions,
     is_graph_module,
 )
 from attn_surgery.tracing import modules_intercepted
@@ -101,15 +102,16 @@ def decide(model: nn.Module, request: Request) -> Decision:
     forwards = Forwards()
     with undisturbed_randomness(), modules_intercepted():
         found = survey(model, request.position, replacing=request.existing == "replace")
-        owners = _owners(model)
-        drafts = _once([_draft(each, owners, forwards) for each in found.findings])
+        owners, ours = _owners(model), _inserted(model)
+        findings = [each for each in found.findings if each.block not in ours]
+        drafts = _once([_draft(each, owners, forwards) for each in findings])
     wanted, skipped = _wanted(drafts, request)
     wanted, clashing = _parted(wanted, forwards)
     cuts = _named(wanted)
     _check_attentions(cuts)
     skipped += clashing
     if request.position != OUTPUT:
-        skipped += _unfollowed(model, found)
+        skipped += _unfollowed(model, found, ours)
     plan = Plan(
         sites=tuple(cut.site for cut in cuts),
         skipped=tuple(skipped),
@@ -118,6 +120,14 @@ def decide(model: nn.Module, request: Request) -> Decision:
         existing=request.existing,
     )
     return Decision(plan, tuple(cuts), _rewritten(cuts, forwards), found)
+
+
+def _inserted(model: nn.Module) -> set[nn.Module]:
+    """Return the modules of attention that was put in before: no block of the host is there."""
+    attentions = (
+        module.get_submodule(name) for module in model.modules() for name in held_attentions(module)
+    )
+    return {each for attention in attentions for each in attention.modules()}
 
 
 def _owners(model: nn.Module) -> Owners:
@@ -266,11 +276,13 @@ def _adds(module: nn.Module, path: str, found: Survey) -> bool:
     return spells_addition(module) or (not holds_others and may_add(module))
 
 
-def _unfollowed(model: nn.Module, found: Survey) -> Iterator[Site]:
-    """Yield the modules that add and convolve but could not be followed."""
+def _unfollowed(model: nn.Module, found: Survey, ours: set[nn.Module]) -> Iterator[Site]:
+    """Yield the modules of the host that add and convolve but could not be followed."""
     placed = {finding.path for finding in found.findings}
     for path, failure in found.untraced.items():
         module = model.get_submodule(path)
+        if module in ours:
+            continue
         convolves = any(isinstance(each, nn.modules.conv._ConvNd) for each in module.modules())
         if path not in placed and convolves and _adds(module, path, found):
             reason = f"its forward could not be followed: {failure}"

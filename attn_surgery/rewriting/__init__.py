@@ -19,6 +19,7 @@ from attn_surgery.rewriting.graph_module import (
     is_graph_module,
     set_graph,
 )
+from attn_surgery.rewriting.held_attentions import held_attentions
 from attn_surgery.rewriting.insertion import (
     Insertion,
     UnfaithfulError,
@@ -59,6 +60,7 @@ __all__ = [
     "give_graph_back",
     "graph_attentions",
     "graph_with_attention",
+    "held_attentions",
     "insert_alike",
     "is_graph_module",
     "operated_class",

@@ -17,6 +17,7 @@ from attn_surgery.rewriting import (
     give_back,
     give_graph_back,
     graph_attentions,
+    held_attentions,
     is_graph_module,
     put_back,
     replaced_by,
@@ -224,9 +225,7 @@ def attentions_among(named: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Mod
         if not module._modules:
             continue
         check_none_is_lost(path, module)
-        done = alteration_of(module)
-        in_graph = graph_attentions(module) if is_graph_module(module) else ()
-        for name in (*in_graph, *(done.attentions if done else ()), *slots(module)):
+        for name in held_attentions(module):
             found[f"{path}.{name}" if path else name] = module.get_submodule(name)
     return found
 

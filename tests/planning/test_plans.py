@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision
 from test_undisturbed import makeup
-from torch import nn
+from torch import Tensor, fx, nn
 from versions import skip_younger_attention
 
 import attn_surgery
@@ -509,3 +509,35 @@ def test_a_choice_of_nothing_is_refused(where: Choice) -> None:
     with pytest.raises(SurgeryError, match="selects no site"):
         attn_surgery.apply(host, "se", where=where)
     assert makeup(host) == before
+
+
+# Attention that is there already
+
+
+class Residual(nn.Module):
+    """Attention with an addition of its own that looks like a block's."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.conv(x))
+
+
+class Unfollowed(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() != 0 else x + self.conv(x)
+
+
+@pytest.mark.parametrize("attention", ["se", "eca", Residual, Unfollowed])
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_what_was_inserted_is_no_place_for_more(attention: Any, as_graph: bool) -> None:
+    host: nn.Module = torchvision.models.resnet18().eval()
+    if as_graph:
+        host = fx.symbolic_trace(host)
+    before = attn_surgery.plan(host, "se")
+    attn_surgery.apply(host, attention)
+    for existing in ("stack", "replace"):
+        after = attn_surgery.plan(host, "se", existing=existing)
+        assert (len(after.sites), after.skipped) == (len(before.sites), before.skipped)
