@@ -83,7 +83,9 @@ def _why_not(trial: Trial, use: Callable[[Trial], None]) -> str:
 
 
 def _told(error: Exception) -> str:
-    """Return an error in one line."""
+    """Return what was behind an error, in one line."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0] if lines else ''}"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
