@@ -9,6 +9,8 @@ from tabulate import tabulate
 from compatibility.cells import HOST_CANNOT, Cells
 
 WORKS, CANNOT, NOT_TRIED = "+", "host", ""
+BEGINNING = 100
+"""Characters by which reasons are told apart."""
 
 
 def page(cells: Cells, uses: Mapping[str, str], all_in: str) -> str:
@@ -34,6 +36,8 @@ def page(cells: Cells, uses: Mapping[str, str], all_in: str) -> str:
     parts = [
         "# Where operated models can go",
         f"Made by `python benchmarks/matrix.py` with {versions}.",
+        "Each host was operated on, then given to what people do with networks. "
+        "What goes before what: [limits](limits.md), [trainers](trainers.md).",
         f"`{WORKS}`: it works with {', '.join(everywhere)}, and gives what eager mode gives. "
         f"`{CANNOT}`: the host alone cannot. A number: what fails, below. Empty: not tried.",
         tabulate(hosts, ["host", *done], "pipe", disable_numparse=True),
@@ -42,7 +46,7 @@ def page(cells: Cells, uses: Mapping[str, str], all_in: str) -> str:
         "## What is tried",
         "\n".join(f"- **{use}**: {_first_line(uses[use])}" for use in done),
         "## What fails",
-        "\n".join(f"{i}. {why}" for i, why in enumerate(reasons, 1)) or "Nothing.",
+        "\n".join(f"{i}. `{why}`" for i, why in enumerate(reasons, 1)) or "Nothing.",
         "## What the host alone cannot",
         _hosts_cannot(cells, done),
     ]
@@ -77,12 +81,15 @@ def _number(why: str, reasons: list[str]) -> int:
 
 
 def _hosts_cannot(cells: Cells, uses: Sequence[str]) -> str:
-    lines = []
+    """Return a line for each use and reason, as reasons begin: their ends name layers of hosts."""
+    hosts: dict[tuple[str, str], list[str]] = {}
     for use in uses:
         for host, found in cells.outcomes.items():
             why = next((w for w in found.get(use, {}).values() if w.startswith(HOST_CANNOT)), "")
             if why:
-                lines.append(f"- {use}, {host}: {why.removeprefix(HOST_CANNOT)}")
+                reason = why.removeprefix(HOST_CANNOT)[:BEGINNING].replace("\\n", " ")
+                hosts.setdefault((use, reason), []).append(host)
+    lines = [f"- {use}: `{why}` ({', '.join(of)})" for (use, why), of in hosts.items()]
     return "\n".join(lines) or "Nothing."
 
 
