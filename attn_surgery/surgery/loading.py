@@ -65,7 +65,10 @@ def check_needed(
     """
     known = {**host, **operated.again}
     needed = {**{key: known[key] for key in tensors if key in known}, **operated.own}
-    check_same(f"{path} does not hold what its surgery needs", forms(tensors), forms(needed))
+    alone = {key for key, tensor in needed.items() if tensor.shape == (1,)}
+    # a number that stands alone may have the shape (), as IdentityStart's once had
+    seen = {k: t[None] if k in alone and not t.dim() else t for k, t in tensors.items()}
+    check_same(f"{path} does not hold what its surgery needs", forms(seen), forms(needed))
 
 
 def _filled(

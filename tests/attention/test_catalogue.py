@@ -57,6 +57,12 @@ def test_what_there_is():
     assert all(entry(name).paper for name in available())
 
 
+@pytest.mark.parametrize("name", [name for name in available() if name != BROKEN])
+def test_no_parameter_has_no_dimension(name: str) -> None:
+    """FSDP2 takes none."""
+    assert all(each.dim() for each in build(name, C).parameters())
+
+
 class TestIdentityStart:
     @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -100,6 +100,28 @@ def test_only_the_attention_is_written(fresh, tmp_path):
     assert size == 11_778_592 - 11_689_512
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_files_from_when_alpha_had_another_shape(fresh, tmp_path, shape):
+    """It was of shape (), which FSDP2 does not take."""
+    model = attn_surgery.apply(fresh(), "eca")
+    attentions = attn_surgery.inserted(model).values()
+    for number, each in enumerate(attentions, 1):
+        each.alpha = nn.Parameter(torch.full(shape, number / 10))
+    path = tmp_path / "eca.safetensors"
+    attn_surgery.save(model, path)
+    for loaded in (
+        attn_surgery.load(fresh(), path),
+        attn_surgery.switch(attn_surgery.apply(fresh(), "eca"), path),
+        attn_surgery.switch(model, path),
+    ):
+        assert torch.equal(loaded(X), model(X))
+    now = attn_surgery.apply(fresh(), "eca")
+    now.load_state_dict(model.state_dict())
+    assert torch.equal(now(X), model(X))
+    model.load_state_dict(now.state_dict())
+    assert {each.alpha.shape for each in attentions} == {torch.Size(shape)}
+
+
 @pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "timm/seresnet18"])
 def test_replaced_attention(tmp_path, name):
     host = load_model(name, device=None).eval()
