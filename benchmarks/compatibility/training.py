@@ -69,7 +69,7 @@ def fsdp(trial: Trial) -> None:
     expected = gradients(plain, plain, trial.x)
     with one_process():
         mesh = init_device_mesh("cpu", (1,))
-        for child in trial.model.children():
+        for child in _called(trial.model):
             if any(True for _ in child.parameters()):
                 fully_shard(child, mesh=mesh)
         fully_shard(trial.model, mesh=mesh)
@@ -79,6 +79,13 @@ def fsdp(trial: Trial) -> None:
         }
         whole = {name: each.full_tensor() for name, each in found.items()}
         same_gradients(whole, expected, 1e-4)
+
+
+def _called(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a model's children; of lists and dicts, which are not called, theirs."""
+    for child in model.children():
+        is_called = not isinstance(child, nn.ModuleList | nn.ModuleDict)
+        yield from [child] if is_called else _called(child)
 
 
 def data_parallel(trial: Trial) -> None:
