@@ -1,6 +1,6 @@
 """Squeeze-and-excitation."""
 
-from attn_surgery.attention.construction import POOLS, ChannelGate, choice, register
+from attn_surgery.attention.construction import NO_POOL, POOLS, ChannelGate, choice, register
 
 
 @register("se", paper="Hu et al. 2018, arXiv:1709.01507", dims=(1, 2, 3))
@@ -26,7 +26,9 @@ class SE(ChannelGate):
         hidden_channels: The hidden width itself, instead of ``reduction`` and ``divisor``.
         divisor: Round the hidden width to a multiple of this, as timm's ``SEModule`` does (with 8).
         bias: Whether ``fc1`` and ``fc2`` have biases.
-        pool: The squeeze: ``avg`` (the paper's choice), ``max``, ``lp`` or ``lse``.
+        pool: The squeeze: ``avg`` (the paper's choice), ``max``, ``lp`` or ``lse``; ``none`` for
+            the paper's control NoSqueeze, in which each position has a gate of its own, by the
+            same parameters.
         spatial_dims: 1, 2 or 3.
         init: ``identity`` or ``paper``.
 
@@ -58,7 +60,7 @@ class SE(ChannelGate):
             hidden_channels=hidden_channels,
             divisor=divisor,
             bias=bias,
-            pools=[choice("pool", pool, POOLS)],
+            pools=[choice("pool", pool, (*POOLS, NO_POOL))],
             spatial_dims=spatial_dims,
             init=init,
         )

@@ -44,6 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "se-max": ("se", {"pool": "max"}),
     "se-lp": ("se", {"pool": "lp"}),
     "se-lse": ("se", {"pool": "lse"}),
+    "se-none": ("se", {"pool": "none"}),
     "se-no-bias": ("se", {"bias": False}),
     "se-hidden": ("se", {"hidden_channels": 5}),
     "se-divisor": ("se", {"divisor": 8}),
@@ -453,6 +454,17 @@ class TestEquations:
         assert cbam.spatial.channel_order == "max_mean"
         assert SE(64).pools == ["avg"]
         assert not any(getattr(module, "inplace", False) for module in cbam.modules())
+
+    @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+    def test_without_a_squeeze_each_position_is_for_itself(self, spatial_dims):
+        whole = perturbed(SE(C, pool="none", spatial_dims=spatial_dims)).double()
+        x = a_map(spatial_dims).double()
+        positions = x.flatten(2).mT.reshape(-1, C, *[1] * spatial_dims)
+        alone = whole(positions).reshape(len(x), -1, C).mT.reshape(x.shape)
+        torch.testing.assert_close(whole(x), alone, rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(whole(x), x)
+        count = [sum(p.numel() for p in each.parameters()) for each in (whole, SE(C))]
+        assert count[0] == count[1]
 
     def test_pools(self):
         x = torch.randn(2, 3, 4, 5, dtype=torch.float64)

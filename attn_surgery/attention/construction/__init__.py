@@ -19,6 +19,7 @@ from attn_surgery.attention.construction.maxima import maximum_over_channels
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
 from attn_surgery.attention.construction.ordinary import is_untouched
 from attn_surgery.attention.construction.passes import (
+    NO_POOL,
     POOLS,
     Described,
     Pooled,
@@ -41,6 +42,7 @@ __all__ = [
     "BATCH_NORM",
     "CONV",
     "INITS",
+    "NO_POOL",
     "POOLS",
     "TIMM",
     "ChannelGate",

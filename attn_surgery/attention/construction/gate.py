@@ -10,6 +10,7 @@ from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 from attn_surgery.attention.construction.options import choice, flag, whole
 from attn_surgery.attention.construction.ordinary import is_dense, is_ordinary
 from attn_surgery.attention.construction.passes import (
+    NO_POOL,
     POOLED,
     POOLS,
     Pooled,
@@ -54,7 +55,8 @@ class ChannelGate(nn.Module):
         hidden_channels: The hidden width itself, instead of ``reduction`` and ``divisor``.
         divisor: Round C / reduction to a multiple of this, with timm's ``make_divisible``.
         bias: Whether ``fc1`` and ``fc2`` have biases.
-        pools: Which pools to sum, of ``avg``, ``max``, ``lp``, ``lse``.
+        pools: Which pools to sum, of ``avg``, ``max``, ``lp``, ``lse``; or ``none`` alone, which
+            gates each position for itself.
         spatial_dims: 1, 2 or 3.
         init: ``identity`` or ``paper``.
 
@@ -79,7 +81,7 @@ class ChannelGate(nn.Module):
         conv = CONV[choice("spatial_dims", spatial_dims, tuple(CONV))]
         hidden = hidden_width(channels, reduction, hidden_channels, divisor)
         self.init: str = choice("init", init, INITS)
-        self.pools: list[str] = pool_list(pools)
+        self.pools: list[str] = [NO_POOL] if pools == [NO_POOL] else pool_list(pools)
         self.dims: list[int] = list(range(-spatial_dims, 0))
         self.fc1 = conv(channels, hidden, 1, bias=flag("bias", bias))
         self.act = nn.ReLU()

@@ -25,6 +25,8 @@ from attn_surgery.attention.construction.maxima import (
 )
 
 POOLS = ("avg", "max", "lp", "lse")
+NO_POOL = "none"
+"""In the place of a pool: every position for itself."""
 POOLED = frozenset(("avg", "max"))
 """Those whose gradient is known here."""
 
@@ -77,7 +79,7 @@ def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
 
     Args:
         x: The map, ``(N, C, *spatial)``.
-        kind: One of ``avg``, ``max``, ``lp``, ``lse``.
+        kind: One of ``avg``, ``max``, ``lp``, ``lse``; or ``none``, for the map as it is.
         dims: The spatial dimensions. Listed, and not counted from ``x``, so that ``torch.fx`` can
             trace through.
 
@@ -86,6 +88,8 @@ def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
         >>> [round(pool(x, kind, [2]).item(), 2) for kind in POOLS]
         [3.5, 4.0, 5.0, 4.31]
     """
+    if kind == "none":
+        return x
     if kind == "avg":
         return x.mean(dims, keepdim=True)
     if kind == "max":
