@@ -28,14 +28,14 @@ def may_add(module: nn.Module) -> bool:
         return True
     _, *below = module.modules()
     theirs = (each for each in below if not is_at_home(type(each)))
-    return not any(map(spells_addition, theirs)) and any(map(_adds, _functions_called(module)))
+    return not any(map(spells_addition, theirs)) and any(map(_adds, functions_called(module)))
 
 
 def _adds(function: types.FunctionType) -> bool:
     return adds(function) or _adds_by_script(function)
 
 
-def _functions_called(module: nn.Module) -> Iterator[types.FunctionType]:
+def functions_called(module: nn.Module) -> Iterator[types.FunctionType]:
     """Yield a module's forward, and the methods and functions that it may call in turn."""
     pending = list(functions_in(entry(module)))
     seen: set[types.FunctionType] = set()

@@ -92,6 +92,11 @@ def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) ->
     if finding.slot is not None:
         return _swap(finding, finding.slot, owners)
     block = finding.block
+    if not finding.replaces and forwards.is_in_another_method(block, finding):
+        # there a new forward would leave out what others get who call that method
+        for holder, is_before, obstacle in _attachments(finding, owners):
+            if not obstacle:
+                return Method("attach", step.name or "input", holder, is_before)
     try:
         if finding.replaces and is_graph_module(block):
             raise UnfaithfulError("its old attention is part of its own graph")

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from torch import nn
 
 from attn_surgery.finding import Finding, Step
-from attn_surgery.host import likeness, runs_its_children
+from attn_surgery.host import entry_name, likeness, public_methods_run, runs_its_children
 from attn_surgery.rewriting import (
     Expression,
     Insertion,
@@ -33,6 +33,7 @@ class Forwards:
         self._originals: _Remembered[Original] = _Remembered()
         self._expressions: _Remembered[tuple[Expression, frozenset[Step]]] = _Remembered()
         self._rewritten: dict[object, Rewritten] = {}
+        self._public: dict[object, bool] = {}
 
     def original(self, block: nn.Module) -> Original:
         """Trace the forward of ``block``, or return the trace of a block like it.
@@ -60,6 +61,19 @@ class Forwards:
             raise UnfaithfulError("its forward reaches all its children")
         key = likeness(block), finding.spot
         return self._expressions.get(key, block, lambda: expression_of(block, finding))
+
+    def is_in_another_method(self, block: nn.Module, finding: Finding) -> bool:
+        """Tell whether the value is made in a method that others may call without the forward."""
+        key = likeness(block)
+        if key not in self._public:
+            self._public[key] = bool(public_methods_run(block))
+        if not self._public[key]:
+            return False
+        try:
+            expression, _ = self.expression(block, finding)
+        except UnfaithfulError:
+            return False
+        return expression.method != entry_name(type(block))
 
     def rewrite(self, block: nn.Module, insertions: tuple[Insertion, ...]) -> Rewritten:
         """Rewrite the forward of ``block``, or return what a block like it got.

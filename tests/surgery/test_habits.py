@@ -430,3 +430,67 @@ def test_a_child_that_casts_is_the_end(cast: Callable[[Tensor], Tensor]) -> None
 
     (site,) = attn_surgery.plan(nn.Sequential(Casting()), "se").sites
     assert (site.block, site.after) == ("0", "norm")
+
+
+# Methods that others call without the forward
+
+
+class Backbone(nn.Module):
+    """The host itself adds, in a method that gives its features to others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv1, self.bn1 = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.residual(self.stem(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + x).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.forward_features(x).mean((2, 3)))
+
+
+class ByPrivateMethod(Backbone):
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self._residual(self.stem(x))
+
+    def _residual(self, x: Tensor) -> Tensor:
+        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + x).relu()
+
+
+class Twice(Backbone):
+    """Two residual blocks, one of them in the forward proper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.forward_features(x)
+        x = x + torch.tanh(self.conv1(torch.relu(x)))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Backbone, ByPrivateMethod])
+def test_a_method_that_others_call_has_the_attention_too(kind: type[Backbone]) -> None:
+    torch.manual_seed(0)
+    host, x = kind().eval(), torch.randn(2, 3, 8, 8)
+    before = host.forward_features(x)
+    attn_surgery.apply(host, "se")
+    assert torch.equal(host.forward_features(x), before)
+    for each in attn_surgery.inserted(host).values():
+        nn.init.ones_(each.fc2.bias)
+    features = host.forward_features(x)
+    assert not torch.allclose(features, before)
+    assert torch.equal(host(x), host.head(features.mean((2, 3))))
+    attn_surgery.remove(host)
+    assert torch.equal(host.forward_features(x), before)
+
+
+def test_no_site_is_lost_for_it() -> None:
+    plan = attn_surgery.plan(Twice().eval(), "se")
+    assert [site.method for site in plan.sites] == ["attach", "rewrite"]
+    host, x = Twice().eval(), torch.randn(2, 3, 8, 8)
+    before = host(x)
+    assert torch.equal(attn_surgery.apply(host, "se")(x), before)
