@@ -124,7 +124,7 @@ def main() -> None:
             print(host, each, cells.summary(host, each), flush=True)
         cells.write(RESULTS)
     descriptions: dict[str, Any] = {name: use.__doc__ or "" for name, use in USES.items()}
-    PAGE.write_text(page(cells, descriptions, ALL_IN), encoding="utf-8")
+    PAGE.write_text(page(cells.sorted, descriptions, ALL_IN, len(HOSTS)), encoding="utf-8")
 
 
 if __name__ == "__main__":

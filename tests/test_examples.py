@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors import safe_open
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
@@ -67,8 +68,28 @@ def test_every_example_is_short_and_tested():
 
 
 def test_a_page_names_every_example():
-    pages = [(EXAMPLES.parent / "docs" / f"{name}.md").read_text() for name in ("trainers", "show")]
+    pages = [
+        (EXAMPLES.parent / "docs" / f"{name}.md").read_text()
+        for name in ("trainers", "show", "recipes")
+    ]
     assert all(f"examples/{path.name})" in "".join(pages) for path in EXAMPLES.glob("*.py"))
+
+
+def test_photographs(tmp_path, monkeypatch):
+    needed("skimage.data")
+    photographs = example("photographs")
+    names = photographs.NAMES
+    assert len(set(names)) == len(names) == 29
+    assert sum(photographs.split_of(name) == "val" for name in names) == 7
+    for others in ("OF_BACKGROUNDS", "OF_WALLPAPERS"):
+        monkeypatch.setattr(photographs, others, [])
+    written = photographs.gather(tmp_path)
+    assert {*written["train"], *written["val"]} == set(photographs.OF_SCIKIT_IMAGE)
+    for split, several in written.items():
+        assert {path.stem for path in (tmp_path / split).iterdir()} == set(several)
+        assert all(photographs.split_of(name) == split for name in several)
+    with Image.open(tmp_path / "train" / "astronaut.png") as image:
+        assert (image.size, image.mode) == ((512, 512), "RGB")
 
 
 def test_plain_pytorch(tmp_path):

@@ -28,7 +28,16 @@ class Cells:
         return cls(**json.loads(path.read_text())) if path.exists() else cls()
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(vars(self), indent=1, sort_keys=True) + "\n")
+        path.write_text(self._text + "\n")
+
+    @property
+    def sorted(self) -> Cells:
+        """The same as it is read: in the order of the names."""
+        return Cells(**json.loads(self._text))
+
+    @property
+    def _text(self) -> str:
+        return json.dumps(vars(self), indent=1, sort_keys=True)
 
     def has(self, host: str, use: str) -> bool:
         return use in self.outcomes.get(host, {})

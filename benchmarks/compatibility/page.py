@@ -13,13 +13,14 @@ BEGINNING = 100
 """Characters by which reasons are told apart."""
 
 
-def page(cells: Cells, uses: Mapping[str, str], all_in: str) -> str:
+def page(cells: Cells, uses: Mapping[str, str], all_in: str, of: int) -> str:
     """Return the page in Markdown.
 
     Args:
         cells: What was tried.
         uses: The uses, each with its description.
         all_in: The host in which every attention was tried.
+        of: How many hosts there are to be tried.
     """
     reasons: list[str] = []
     done = [use for use in uses if any(use in each for each in cells.outcomes.values())]
@@ -31,11 +32,11 @@ def page(cells: Cells, uses: Mapping[str, str], all_in: str) -> str:
     rows = [
         [attention, *(_cell(cells.outcomes[all_in].get(use), [attention], reasons) for use in done)]
         for attention in _all(cells, all_in)
-    ]
+    ] or [["not tried yet"]]
     versions = ", ".join(f"{name} {number}" for name, number in cells.versions.items())
     parts = [
         "# Where operated models can go",
-        f"Made by `python benchmarks/matrix.py` with {versions}.",
+        f"Made by `python benchmarks/matrix.py` with {versions}: {len(hosts)} of {of} hosts.",
         "Each host was operated on, then given to what people do with networks. "
         "What goes before what: [limits](limits.md), [trainers](trainers.md).",
         f"`{WORKS}`: it works with {', '.join(everywhere)}, and gives what eager mode gives. "

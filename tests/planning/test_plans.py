@@ -530,7 +530,7 @@ class Unfollowed(Residual):
         return super().forward(x) if x.sum() != 0 else x + self.conv(x)
 
 
-@pytest.mark.parametrize("attention", ["se", "eca", Residual, Unfollowed])
+@pytest.mark.parametrize("attention", ["eca", Residual, Unfollowed])
 @pytest.mark.parametrize("as_graph", [False, True])
 def test_what_was_inserted_is_no_place_for_more(attention: Any, as_graph: bool) -> None:
     host: nn.Module = torchvision.models.resnet18().eval()
