@@ -480,7 +480,7 @@ def test_a_method_that_others_call_has_the_attention_too(kind: type[Backbone]) -
     attn_surgery.apply(host, "se")
     assert torch.equal(host.forward_features(x), before)
     for each in attn_surgery.inserted(host).values():
-        nn.init.ones_(each.fc2.bias)
+        nn.init.ones_(each.get_parameter("fc2.bias"))
     features = host.forward_features(x)
     assert not torch.allclose(features, before)
     assert torch.equal(host(x), host.head(features.mean((2, 3))))
