@@ -7,6 +7,7 @@ from timm.layers.helpers import make_divisible
 from torch import Tensor, nn
 from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
+from attn_surgery.attention.construction.batch_dims import batched, unbatched
 from attn_surgery.attention.construction.options import choice, flag, whole
 from attn_surgery.attention.construction.ordinary import is_dense, is_ordinary
 from attn_surgery.attention.construction.passes import (
@@ -113,11 +114,14 @@ class ChannelGate(nn.Module):
         if len(pools) == 1:
             return sigmoid_gate(self.mlp(pools[0]), self.init)
         # Quantizers follow a layer that is called once, and additions better than a sum.
-        several = self.mlp(torch.cat(pools, -1))
+        # Channels last, as contiguous maps of a few positions take up to seven times as long.
+        spatial_dims = len(self.dims)
+        each_last = [batched(each, spatial_dims).movedim(1, -1) for each in pools]
+        several = self.mlp(torch.cat(each_last, -2).movedim(-1, 1))
         logits = several.narrow(-1, 0, 1)
         for i in range(1, len(pools)):
             logits = logits + several.narrow(-1, i, 1)
-        return sigmoid_gate(logits, self.init)
+        return unbatched(sigmoid_gate(logits, self.init), pools[0], spatial_dims)
 
     def goes_by_passes(self, x: Tensor) -> bool:
         """Tell whether a map may be attended to by its passes, and nobody would know."""
