@@ -12,11 +12,10 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 import torchvision
-from rounds import at_least_two
+from rounds import at_least_two, seconds
 from tabulate import tabulate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -24,12 +23,6 @@ from torch.profiler import ProfilerActivity, profile
 import attn_surgery
 
 BLOCKS = (16, 50, 160, 500, 1600)
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def against_forward(rounds: int) -> list[list[object]]:

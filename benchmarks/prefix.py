@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
-from rounds import at_least_two
+from rounds import at_least_two, seconds
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -35,7 +33,7 @@ HEADS = ["trains", "sites", "images, ms", "features, ms", "features to images", 
 
 
 def trained(name: str, last: int | None, batch: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return a host set up to train its head, and attention at so many last sites; 0 for all."""
+    """Return a host set up to train its head, and attention at so many last sites, or at none."""
     torch.manual_seed(0)
     model = load_model(name, device=None)
     if last is not None:
@@ -45,13 +43,6 @@ def trained(name: str, last: int | None, batch: int) -> tuple[nn.Module, torch.o
     choose_trained(model.train(), stage)
     keep_statistics(model, stage, batch)
     return model, make_optimizer(model, stage)
-
-
-def seconds(step: Callable[[], object]) -> float:
-    """Return what a call takes."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def measured(

@@ -15,12 +15,10 @@ import copy
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rounds import at_least_two
+from rounds import at_least_two, seconds
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -40,12 +38,6 @@ def written(model: nn.Module, attention: str, host: str | None, path: Path) -> P
                 parameter.add_(torch.randn_like(parameter))
     attn_surgery.save(model, path, host=host)
     return path
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def measured(model: nn.Module, files: list[Path], rounds: int, image: Tensor) -> list[list[float]]:

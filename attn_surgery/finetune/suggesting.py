@@ -9,7 +9,7 @@ from typing import Any
 
 from attn_surgery.finetune.data import train_batches
 from attn_surgery.finetune.experiment import Context, host_with_head, surgery_of
-from attn_surgery.finetune.process import alone_in, derived, need
+from attn_surgery.finetune.process import alone_in, derived
 from attn_surgery.finetune.recipe import Recipe
 from attn_surgery.finetune.training import freeze_norm_statistics
 from attn_surgery.suggesting import Suggestion, check_budget, suggest
@@ -54,10 +54,9 @@ def suggest_for(
 
 def _batches(context: Context) -> Iterator[Any]:
     """Yield training batches, the same each time, epoch after epoch."""
-    utils: Any = need("accelerate.utils")
     epoch = 0
     while True:
         seed = derived(context.recipe.first_seed, "suggest", epoch)
         for batch in train_batches(context.splits.train, context.loading, seed):
-            yield utils.send_to_device(batch, context.accelerator.device)
+            yield context.on_device(batch)
         epoch += 1

@@ -6,6 +6,7 @@ origin, so that its surgery can be saved and done to a fresh host.
 """
 
 from attn_surgery.surgery.compiled_attention import compile_attention
+from attn_surgery.surgery.fingerprint import digest
 from attn_surgery.surgery.hub import push_to_hub
 from attn_surgery.surgery.loading import load
 from attn_surgery.surgery.origin import origin_of
@@ -16,6 +17,7 @@ from attn_surgery.surgery.verbs import apply, inserted, plan, remove
 __all__ = [
     "apply",
     "compile_attention",
+    "digest",
     "inserted",
     "load",
     "origin_of",

@@ -13,7 +13,8 @@ import torch
 from finetuning import TINY, tiny, weights, within
 from generated import Recipe as Network
 from generated import recipes
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
+from test_generated import OFTEN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -303,16 +304,10 @@ def test_timm(name: str, trains: tuple[str, ...]) -> None:
     assert prefix.values < 3 * 64 * 64
 
 
-OFTEN = settings(
-    max_examples=8,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+FEW = settings(OFTEN, max_examples=8)
 
 
-@settings(OFTEN)
+@settings(FEW)
 @given(recipes())
 def test_generated(network: Network) -> None:
     check_generated(network)

@@ -106,6 +106,11 @@ class Context:
         size, processes = self.loading.batch_size, self.loading.processes
         return size if self.recipe.sync_batchnorm else size // processes
 
+    def on_device(self, batch: Any) -> Any:
+        """Bring a batch to where models are."""
+        utils: Any = need("accelerate.utils")
+        return utils.send_to_device(batch, self.accelerator.device, non_blocking=True)
+
     def training_norms(self) -> AbstractContextManager[Any]:
         """Return what a step is taken in, so that norms see as many images."""
         if not self.recipe.sync_batchnorm:

@@ -8,13 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.data import Splits
 from attn_surgery.finetune.recipe import HOST, Recipe
-from attn_surgery.surgery import inserted
+from attn_surgery.surgery import digest, inserted
 
 PLAN = ".json"
 
@@ -43,16 +42,12 @@ def of_variant(contents: dict[str, str], recipe: Recipe, variant: str) -> dict[s
     return {key: value for key, value in contents.items() if key not in others | untaught}
 
 
-def of_frozen(model: nn.Module) -> str:
-    """Return that of all parameters of a model that do not train, and of its host's buffers."""
+def of_frozen(model: nn.Module) -> dict[str, str]:
+    """Return those of a model's parameters that do not train, and of its host's buffers."""
     attention = tuple(f"{path}." for path in inserted(model))
     frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
     buffers = [each for each in model.named_buffers() if not each[0].startswith(attention)]
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in (*frozen, *buffers):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return {name: digest(value) for name, value in (*frozen, *buffers)}
 
 
 def _of_images(split: Any) -> str:

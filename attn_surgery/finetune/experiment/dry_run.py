@@ -13,7 +13,6 @@ from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.evaluation import evaluating
 from attn_surgery.finetune.experiment.variants import operated
-from attn_surgery.finetune.process import need
 from attn_surgery.finetune.recipe import HOST, Stage
 from attn_surgery.finetune.tasks import Task, with_teacher
 from attn_surgery.finetune.training import (
@@ -43,8 +42,7 @@ def rehearse(context: Context) -> None:
     own_batch, device = context.loading.batch_size // context.loading.processes, accelerator.device
     train, host = context.splits.train, context.fresh_host(0)
     places = [(i % len(train), i) for i in range(min(IMAGES, own_batch))]
-    utils: Any = need("accelerate.utils")
-    batch = utils.send_to_device(task.collate([train[place] for place in places]), device)
+    batch = context.on_device(task.collate([train[place] for place in places]))
     updates = max(1, len(train) // context.loading.batch_size)
     for variant in (*([HOST] if recipe.pretraining else []), *recipe.variants):
         model = operated(recipe, variant, 0, host).to(device)

@@ -94,7 +94,7 @@ def steps_of(run: Run, training: Training, seed: int, first: int) -> Iterator[li
     """Return the batches of each step of an epoch, from the first that is left."""
     each = training.stage.accumulate
     labelled = train_batches(run.batches_of, run.context.loading, seed, first * each)
-    batches: Iterator[Any] = map(run.on_device, labelled)
+    batches: Iterator[Any] = map(run.context.on_device, labelled)
     if training.stage.distill_weight:
         batches = run.with_unlabelled(batches, seed, first * each)
     for _ in range(first, training.updates):

@@ -23,7 +23,6 @@ from attn_surgery.finetune.process import (
     derived,
     environment,
     load_checkpoint,
-    need,
     read_by_first,
     save_checkpoint,
     write_json,
@@ -177,11 +176,6 @@ class Run:
         return training
 
     # Batches
-
-    def on_device(self, batch: Any) -> Any:
-        """Bring a batch to where the model is."""
-        utils: Any = need("accelerate.utils")
-        return utils.send_to_device(batch, self.context.accelerator.device, non_blocking=True)
 
     def with_unlabelled(
         self, batches: Iterator[Any], seed: int, skip: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from attn_surgery.finetune.data import Views, features_of
 from attn_surgery.finetune.experiment.context import Context
 from attn_surgery.finetune.experiment.digests import of_frozen
-from attn_surgery.finetune.process import need
 from attn_surgery.finetune.training import Prefix, find_prefix
 
 
@@ -31,19 +29,16 @@ def spare_prefix(
     Raises:
         SurgeryError: The features cannot be written or read.
     """
-    accelerator, utils = context.accelerator, need("accelerate.utils")
-
-    def on_device(images: Tensor) -> Any:
-        return utils.send_to_device(images, accelerator.device)
-
+    accelerator = context.accelerator
+    two = torch.stack([views[0, 0][0], views[1, 0][0]])
     with accelerator.autocast():
-        prefix = find_prefix(model, on_device(torch.stack([views[0, 0][0], views[1, 0][0]])))
+        prefix = find_prefix(model, context.on_device(two))
     if prefix is None:
         return None, None
 
     def computed(images: Tensor) -> Tensor:
         with accelerator.autocast():
-            return prefix.features(model, on_device(images))
+            return prefix.features(model, context.on_device(images))
 
     told = [prefix.described(), of_frozen(model), context.recipe.amp]
     folder = Path(context.recipe.output, "features")

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from attn_surgery.errors import SurgeryError
 from attn_surgery.finetune.process import seed_all
 from attn_surgery.finetune.training.watching import Reads, Steady, Watched, on_meta, tensors
+from attn_surgery.host import undisturbed_randomness
 
 _ROUNDING = 1e-3
 """The difference that the other images of a batch may make, as a part of the length."""
@@ -198,12 +199,13 @@ def find_prefix(model: nn.Module, images: Tensor) -> Prefix | None:
         >>> features.shape, torch.equal(logits, model(images))
         (torch.Size([8, 4096]), True)
     """
-    count = _constant_calls(copy.deepcopy(model), images)
-    if not count:
-        return None
-    prefix = _with_reads(copy.deepcopy(model), images, count)
-    _check(model, prefix, images)
-    return prefix
+    with undisturbed_randomness():
+        count = _constant_calls(copy.deepcopy(model), images)
+        if not count:
+            return None
+        prefix = _with_reads(copy.deepcopy(model), images, count)
+        _check(model, prefix, images)
+        return prefix
 
 
 def _constant_calls(model: nn.Module, images: Tensor) -> int:
