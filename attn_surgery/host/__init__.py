@@ -44,7 +44,7 @@ from attn_surgery.host.inputs import (
     parse_input,
 )
 from attn_surgery.host.load import load_model
-from attn_surgery.host.other_methods import public_methods_run
+from attn_surgery.host.other_methods import public_methods_run, read_by_other_methods
 from attn_surgery.host.reachable_state import (
     ReachableState,
     functions_run_by,
@@ -99,6 +99,7 @@ __all__ = [
     "place_in_code",
     "public_methods_run",
     "put_back_afterwards",
+    "read_by_other_methods",
     "read_weights",
     "refill",
     "renamed",

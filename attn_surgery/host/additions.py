@@ -35,9 +35,16 @@ def _adds(function: types.FunctionType) -> bool:
     return adds(function) or _adds_by_script(function)
 
 
-def functions_called(module: nn.Module) -> Iterator[types.FunctionType]:
-    """Yield a module's forward, and the methods and functions that it may call in turn."""
-    pending = list(functions_in(entry(module)))
+def functions_called(
+    module: nn.Module, start: types.FunctionType | None = None
+) -> Iterator[types.FunctionType]:
+    """Yield a module's forward, and the methods and functions that it may call in turn.
+
+    Args:
+        module: The module.
+        start: A method of its, to begin with instead of the forward.
+    """
+    pending = list(functions_in(entry(module) if start is None else start))
     seen: set[types.FunctionType] = set()
     while pending:
         function = pending.pop()

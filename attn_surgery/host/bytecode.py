@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import itertools
 import sys
 import types
 from collections.abc import Callable
@@ -142,6 +143,19 @@ def _is_addition(step: dis.Instruction) -> bool:
     if step.opname == "BINARY_OP":
         return step.argrepr in ("+", "+=")
     return step.opname in ("BINARY_ADD", "INPLACE_ADD") or step.argval in ("add", "add_")
+
+
+@functools.lru_cache(maxsize=4096)
+def gives_a_value(code: types.CodeType) -> bool:
+    """Tell whether a function returns anything but None, anywhere."""
+    steps = list(dis.get_instructions(code))
+    before = {step.offset: earlier for earlier, step in itertools.pairwise(steps)}
+    returned = [before.get(step.offset) for step in steps if step.opname == "RETURN_VALUE"]
+    return any(each is None or not _is_none(each) for each in returned)
+
+
+def _is_none(step: dis.Instruction) -> bool:
+    return step.opname == "LOAD_CONST" and step.argval is None
 
 
 def is_asserted(frame: types.FrameType) -> bool:

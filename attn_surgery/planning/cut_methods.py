@@ -92,10 +92,9 @@ def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) ->
     if finding.slot is not None:
         return _swap(finding, finding.slot, owners)
     block = finding.block
-    if not finding.replaces and forwards.is_in_another_method(block, finding):
-        # there a new forward would leave out what others get who call that method
+    if not finding.replaces:  # a new forward would leave out what others get by other methods
         for holder, is_before, obstacle in _attachments(finding, owners):
-            if not obstacle:
+            if not obstacle and forwards.is_run_without(block, finding, holder):
                 return Method("attach", step.name or "input", holder, is_before)
     try:
         if finding.replaces and is_graph_module(block):

@@ -9,7 +9,13 @@ from typing import Generic, TypeVar
 from torch import nn
 
 from attn_surgery.finding import Finding, Step
-from attn_surgery.host import entry_name, likeness, public_methods_run, runs_its_children
+from attn_surgery.host import (
+    entry_name,
+    likeness,
+    public_methods_run,
+    read_by_other_methods,
+    runs_its_children,
+)
 from attn_surgery.rewriting import (
     Expression,
     Insertion,
@@ -34,6 +40,7 @@ class Forwards:
         self._expressions: _Remembered[tuple[Expression, frozenset[Step]]] = _Remembered()
         self._rewritten: dict[object, Rewritten] = {}
         self._public: dict[object, bool] = {}
+        self._read: dict[object, frozenset[str]] = {}
 
     def original(self, block: nn.Module) -> Original:
         """Trace the forward of ``block``, or return the trace of a block like it.
@@ -62,7 +69,24 @@ class Forwards:
         key = likeness(block), finding.spot
         return self._expressions.get(key, block, lambda: expression_of(block, finding))
 
-    def is_in_another_method(self, block: nn.Module, finding: Finding) -> bool:
+    def is_run_without(self, block: nn.Module, finding: Finding, child: str) -> bool:
+        """Tell whether others may make the value without the forward, with what a child does.
+
+        They may where the forward has it made in a public method, and where a public method that
+        the forward does not call runs the child, too.
+
+        Args:
+            block: The block.
+            finding: What was found in it.
+            child: The path of a module in it.
+        """
+        key = likeness(block)
+        if key not in self._read:
+            self._read[key] = read_by_other_methods(block)
+        head = child.partition(".")[0]
+        return head in self._read[key] or self._is_in_another_method(block, finding)
+
+    def _is_in_another_method(self, block: nn.Module, finding: Finding) -> bool:
         """Tell whether the value is made in a method that others may call without the forward."""
         key = likeness(block)
         if key not in self._public:

@@ -488,6 +488,56 @@ def test_a_method_that_others_call_has_the_attention_too(kind: type[Backbone]) -
     assert torch.equal(host.forward_features(x), before)
 
 
+class Scaled(nn.Module):
+    """A residual block with a method beside its forward, which runs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.joined(self.stack(x), x)
+
+    def joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.relu(x + skip)
+
+    def scale_weights(self, factor: float) -> None:
+        for own in self.stack.parameters():
+            own.data.mul_(factor)
+
+
+class Tapped(Scaled):
+    """One with a method that runs its children in a way of its own."""
+
+    def forward_with_tap(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        *first, last = self.stack
+        tap = x
+        for each in first:
+            tap = each(tap)
+        return self.joined(last(tap), x), tap
+
+
+def test_a_method_that_runs_the_children_in_its_own_way_has_the_attention_too() -> None:
+    torch.manual_seed(0)
+    block, x = Tapped().eval(), torch.randn(2, 16, 8, 8)
+    before = block.forward_with_tap(x)
+    attn_surgery.apply(block, "se")
+    assert torch.equal(block.forward_with_tap(x)[0], before[0])
+    for each in attn_surgery.inserted(block).values():
+        nn.init.ones_(each.get_parameter("fc2.bias"))
+    assert not torch.allclose(block(x), before[0])
+    assert torch.equal(block.forward_with_tap(x)[0], block(x))
+    attn_surgery.remove(block)
+    assert torch.equal(block.forward_with_tap(x)[0], before[0])
+
+
+def test_a_block_is_rewritten_where_no_other_method_runs_the_child() -> None:
+    assert [each.method for each in attn_surgery.plan(Tapped(), "se").sites] == ["attach"]
+    assert [each.method for each in attn_surgery.plan(Scaled(), "se").sites] == ["rewrite"]
+
+
 def test_no_site_is_lost_for_it() -> None:
     plan = attn_surgery.plan(Twice().eval(), "se")
     assert [site.method for site in plan.sites] == ["attach", "rewrite"]
