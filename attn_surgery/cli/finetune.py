@@ -39,5 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{interrupted}: saved; the same command continues", file=sys.stderr)
         return 128 + interrupted.signal
     if outcome is not None:
-        print(json.dumps(outcome.to_dict(), indent=2) if arguments.json else outcome)
+        if arguments.json:
+            print(json.dumps(outcome.to_dict(), indent=2))
+        else:
+            print(f"{outcome}\nwritten: {recipe.output}")
     return 0

@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(planned.text(fold=not arguments.all))
         _name_reasons(planned)
+        if files := [each for each in (arguments.output, arguments.draw) if each is not None]:
+            print(f"written: {', '.join(map(str, files))}")
     return 0
 
 

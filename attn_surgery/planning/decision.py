@@ -203,7 +203,8 @@ def _skip_reason(site: Site, is_selected: bool, chosen: Chosen | None, request: 
         return "no pattern of attention matches the block"
     if site.existing is not None and request.existing == "skip":
         return (
-            f"holds an attention already ({site.existing}); existing='stack' adds one all the same"
+            f"holds an attention already ({site.existing}); existing='stack' adds one, "
+            "'replace' replaces it"
         )
     return ""
 

@@ -221,7 +221,7 @@ class Plan:
             >>> import torchvision, attn_surgery
             >>> plan = attn_surgery.plan(torchvision.models.resnet34(), "se")
             >>> print(plan.text())
-            16 sites to cut
+            16 sites to cut, each with se
             <BLANKLINE>
             block                 type        after    channels    dims    method
             --------------------  ----------  -------  ----------  ------  --------
@@ -231,6 +231,8 @@ class Plan:
             layer4.0 to layer4.2  BasicBlock  bn2      512         2       rewrite
         """
         parts = [f"{len(self.sites)} site{'s' * (len(self.sites) != 1)} to cut"]
+        if len({str(each) for each in self.assignments}) == 1:
+            parts[0] += f", {'each ' * (len(self.sites) != 1)}with {self.assignments[0]}"
         if not self.sites and not self.skipped:
             parts[0] += ": no residual block was found"
         if self.sites:

@@ -78,7 +78,7 @@ def plan(
         >>> with torch.device("meta"):
         ...     host = torchvision.models.mobilenet_v2()
         >>> print(attn_surgery.plan(host, where="features.3"))
-        1 site to cut
+        1 site to cut, with cbam
         <BLANKLINE>
         block       type              after    channels    dims    method
         ----------  ----------------  -------  ----------  ------  --------

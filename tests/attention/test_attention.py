@@ -766,7 +766,7 @@ class TestRegistry:
             build("cbam", 8, options={"kernel_size": 4})
 
     def test_builder_of_something_else(self):
-        with pytest.raises(SurgeryError, match=r"must be an nn\.Module, but is a int"):
+        with pytest.raises(SurgeryError, match=r"must be an nn\.Module, not int"):
             build(lambda channels: channels, 8)
 
     def test_builds_own_arguments(self):

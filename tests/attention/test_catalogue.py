@@ -385,7 +385,7 @@ BROKEN_BUILDERS: dict[str, tuple[Any, str]] = {
     "halves the map": (lambda c: nn.MaxPool2d(2), r"maps \(2, 64, 8, 8\) to \(2, 64, 4, 4\)"),
     "changes channels": (lambda c: nn.Conv2d(c, 8, 1), r"to \(2, 8, 8, 8\), not to the same shape"),
     "returns a pair": (lambda c: Pair(), "returns a tuple, not a map"),
-    "is no module": (lambda c: torch.sigmoid, "must be an nn.Module, but is a "),
+    "is no module": (lambda c: torch.sigmoid, "must be an nn.Module, not "),
     "takes one option more": (lambda c, width: Gate(), "missing 1 required positional argument"),
 }
 

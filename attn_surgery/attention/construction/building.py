@@ -67,18 +67,18 @@ def build(
     _check_dims(attention, spatial_dims)
     accepted = parameters_of(get_builder(attention))
     ours = {"spatial_dims": spatial_dims, "init": init}
-    keywords = {name: value for name, value in ours.items() if name in accepted} | options
-    module = _built(attention, channels, keywords)
+    ours = {name: value for name, value in ours.items() if name in accepted and name not in options}
+    module = _built(attention, channels, ours, options)
     if "init" in accepted:
         return module
     tried = module
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         with torch.device("cpu"):
-            tried = _built(attention, channels, keywords)
+            tried = _built(attention, channels, ours, options)
     try:
         check_forward(tried, channels, spatial_dims)
     except SurgeryError as error:
-        raise SurgeryError(f"{_call(attention, channels, keywords)} {error}") from error
+        raise SurgeryError(f"{_call(attention, channels, options)} {error}") from error
     if not takes_any_batch(tried, channels, spatial_dims):
         take_any_batch(module, spatial_dims)
     if init == "paper":
@@ -106,10 +106,12 @@ def _check_dims(attention: str | Builder, spatial_dims: int) -> None:
         )
 
 
-def _built(attention: str | Builder, channels: int, keywords: dict[str, Any]) -> nn.Module:
-    call = _call(attention, channels, keywords)
+def _built(
+    attention: str | Builder, channels: int, ours: dict[str, Any], options: dict[str, Any]
+) -> nn.Module:
+    call = _call(attention, channels, options)
     try:
-        module = get_builder(attention)(channels, **keywords)
+        module = get_builder(attention)(channels, **ours, **options)
     # Whatever a foreign builder raises (timm asserts, torch raises RuntimeError), the user meets
     # one error.
     except Exception as error:
@@ -117,13 +119,14 @@ def _built(attention: str | Builder, channels: int, keywords: dict[str, Any]) ->
             raise
         raise SurgeryError(f"cannot build {call}: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise SurgeryError(f"{call} must be an nn.Module, but is a {type(module).__name__}")
+        raise SurgeryError(f"{call} must be an nn.Module, not {type(module).__name__}")
     return module
 
 
-def _call(attention: str | Builder, channels: int, keywords: dict[str, Any]) -> str:
+def _call(attention: str | Builder, channels: int, options: dict[str, Any]) -> str:
     named = f"attention {name_of(attention)}{_origin(attention)}"
-    return f"{named} with channels={channels}, options={keywords}"
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    return f"{named} with channels={channels}{given}"
 
 
 def _origin(attention: str | Builder) -> str:
