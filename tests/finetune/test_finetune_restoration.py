@@ -123,6 +123,20 @@ def test_flips_are_as_often_as_asked(data: Data) -> None:
     torch.testing.assert_close(never[0, 5][1], always[0, 5][1].flip(-1))
 
 
+def test_parts_of_an_image_are_resized_where_a_scale_is_given(data: Data) -> None:
+    whole = {"scale": [1.0, 1.0]}
+    own = dataclasses.replace(data, domains=("clean",), repeats=1)
+    same = dataclasses.replace(own, train_transform={**whole, "hflip": 0.0}, val_transform=whole)
+    square = Path(data.root) / "square"
+    write(square / "train/a.png", 0, (32, 32))
+    write(square / "val/b.png", 1, (32, 32))
+    splits = opened(dataclasses.replace(same, root=str(square)))
+    for pair, name in ((splits.train[0, 5], "train/a.png"), (splits.val[0, 0], "val/b.png")):
+        image = Image.open(square / name).resize((16, 16), Image.Resampling.BILINEAR)
+        expected = torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255
+        torch.testing.assert_close(pair[1], expected, atol=1.5 / 255, rtol=0)
+
+
 def test_noise_of_a_strength_that_is_drawn() -> None:
     torch.manual_seed(0)
     grey = Image.new("L", (100, 100), 128)
@@ -275,8 +289,10 @@ def test_mistakes(data: Data, tmp_path: Path, changes: dict[str, Any], message: 
 
 
 def test_mistakes_that_show_with_the_data(data: Data, tmp_path: Path) -> None:
-    with pytest.raises(SurgeryError, match="has no key 'scale'"):
-        opened(dataclasses.replace(data, train_transform={"scale": [0.5, 1.0]}))
+    with pytest.raises(SurgeryError, match="has no key 'ratio'"):
+        opened(dataclasses.replace(data, train_transform={"ratio": [0.5, 1.0]}))
+    with pytest.raises(SurgeryError, match="has no key 'hflip'"):
+        opened(dataclasses.replace(data, val_transform={"hflip": 0.5}))
     with pytest.raises(SurgeryError, match="val2 has no images"):
         opened(dataclasses.replace(data, val_split="val2"))
     host = {"model": "attn_surgery.finetune.small_resnet:small_resnet", "options": {"channels": 3}}

@@ -84,8 +84,11 @@ class Data:
         val_limit: Measure on so many images only; 0 for all.
         held_out: Measure on so many of the training images, drawn once, and do not learn from them;
             0 to measure on ``val_split``. For choices, as of learning rates.
-        train_transform: Keywords of ``timm.data.create_transform`` for training.
-        val_transform: The same for measuring.
+        train_transform: Keywords of ``timm.data.create_transform`` for training a classifier. For
+            segmentation ``scale``: least and most of an image's area that is cut out and resized.
+            For restoration ``hflip``, how often an image is mirrored, and ``scale``; without that,
+            pixels are cut out as they are.
+        val_transform: The same for measuring; for restoration ``scale``, for segmentation nothing.
         unlabelled: A folder of images without labels, for distillation; "" for none.
         repeats: How often an epoch has each image, and a measurement: as often it is cut, flipped
             and damaged otherwise, as chance would have it. For few large images.

@@ -26,10 +26,14 @@ class Restoration(Dense):
 
     def transforms(self, data: Data, config: dict[str, Any], train: bool) -> Any:
         """Cut a square out of an image, and bring it to a domain; pixels go from 0 to 1."""
-        refuse_others("data.train_transform", data.train_transform, ("hflip",))
-        refuse_others("data.val_transform", data.val_transform)
+        refuse_others("data.train_transform", data.train_transform, ("hflip", "scale"))
+        refuse_others("data.val_transform", data.val_transform, ("scale",))
         flip = data.train_transform.get("hflip", 0.5) if train else 0.0
-        cut = v2.RandomCrop(list(config["input_size"][1:]), pad_if_needed=True)
+        scale = (data.train_transform if train else data.val_transform).get("scale")
+        size = list(config["input_size"][1:])
+        cut = v2.RandomCrop(size, pad_if_needed=True)
+        if scale is not None:
+            cut = v2.RandomResizedCrop(size, scale, ratio=(1.0, 1.0), antialias=True)
         chain = v2.Compose([cut, v2.RandomHorizontalFlip(flip)])
         return _Damaged(chain, "L" if data.channels == 1 else "RGB", data.domains)
 
