@@ -14,12 +14,13 @@ It needs onnx, onnxscript, onnxruntime, torchao, peft and opacus besides what th
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ ALL_IN = "timm/resnet18"
 PACKAGES = (
     *"torch torchvision timm transformers onnx onnxscript onnxruntime torchao peft opacus".split(),
 )
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([*"torch torchvision timm transformers attn_surgery".split()])
+"""Each begins with these imported, which would take it as long as what it is for."""
 RESULTS, PAGE = ROOT / "docs/compatibility.json", ROOT / "docs/compatibility.md"
 
 
@@ -54,18 +58,32 @@ def attentions_of(host: str) -> list[str]:
 
 def run(host: str, uses: Sequence[str], timeout: float) -> dict[str, dict[str, str]]:
     """Try uses in a process of their own; return the outcome of each use with each attention."""
-    words = [sys.executable, "-W", "ignore", __file__, "--cell", host, *uses]
-    attentions = attentions_of(host)
+    told, telling = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=tell, args=(host, uses, telling))
+    process.start()
+    telling.close()
+    found: dict[str, dict[str, str]] = {}
+    until, why = time.monotonic() + timeout, f"not finished within {timeout:g} s"
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired as error:
-        said = error.stdout or b""
-        found = told(said.decode() if isinstance(said, bytes) else said)
-        why = f"not finished within {timeout:g} s"
-    else:
-        found = told(done.stdout)
-        why = f"the process ended with {done.returncode}"
+        while told.poll(max(0.0, until - time.monotonic())):
+            use, attention, outcome = told.recv()
+            found.setdefault(use, {})[attention] = outcome
+    except EOFError:  # it has ended
+        process.join()
+        why = f"the process ended with {process.exitcode}"
+    process.kill()
+    process.join()
+    attentions = attentions_of(host)
     return {use: _of_use(found.get(use, {}), attentions, why) for use in uses}
+
+
+def tell(host: str, uses: Sequence[str], telling: Connection) -> None:
+    """Try uses, and tell each outcome; what is printed meanwhile is nobody's."""
+    with open(os.devnull, "w") as nobody:  # noqa: PTH123
+        os.dup2(nobody.fileno(), 1)
+        os.dup2(nobody.fileno(), 2)
+    for outcome in tried(HOSTS[host], {use: USES[use] for use in uses}, attentions_of(host)):
+        telling.send(outcome)
 
 
 def _of_use(found: dict[str, str], attentions: list[str], why: str) -> dict[str, str]:
@@ -73,16 +91,6 @@ def _of_use(found: dict[str, str], attentions: list[str], why: str) -> dict[str,
     if alone:
         return dict.fromkeys(attentions, f"{HOST_CANNOT}{alone}")
     return {each: found.get(each, why) for each in attentions}
-
-
-def told(text: str) -> dict[str, dict[str, str]]:
-    """Return what a cell's process printed, one outcome a line: use -> attention -> outcome."""
-    found: dict[str, dict[str, str]] = {}
-    for line in text.splitlines():
-        if line.startswith('["'):
-            use, attention, outcome = json.loads(line)
-            found.setdefault(use, {})[attention] = outcome
-    return found
 
 
 def versions() -> dict[str, str]:
@@ -103,14 +111,7 @@ def main() -> None:
     )
     parser.add_argument("--timeout", type=float, default=600.0, help="for one use of one host")
     parser.add_argument("--page", action="store_true", help="write the page and end")
-    parser.add_argument("--cell", nargs="+", metavar="HOST USE", help=argparse.SUPPRESS)
     words = parser.parse_args()
-    if words.cell:
-        host, *uses = words.cell
-        asked = {use: USES[use] for use in uses}
-        for outcome in tried(HOSTS[host], asked, attentions_of(host)):
-            print(json.dumps(outcome), flush=True)
-        return
     cells = Cells.read(RESULTS)
     start = time.monotonic()
     wanted = [(host, use) for host in words.host for use in words.use]

@@ -54,6 +54,14 @@ def test_a_cell_that_works(use: str) -> None:
     assert found == [(use, ALONE, ""), (use, "cbam", "")]
 
 
+@pytest.mark.slow
+def test_a_use_in_a_process_of_its_own() -> None:
+    host, attentions = "timm/mobilenetv3_small_050", matrix.ATTENTIONS
+    assert matrix.run(host, ["fx"], 300.0) == {"fx": dict.fromkeys(attentions, "")}
+    late = "host: not finished within 0 s"
+    assert matrix.run(host, ["fx"], 0.0) == {"fx": dict.fromkeys(attentions, late)}
+
+
 def _forgets(trial: Trial) -> None:
     """Give back what the host gives."""
     expected = trial.expected
