@@ -29,6 +29,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_every_part_ends_and_every_check_holds(output: Path) -> None:
     (path,) = output.glob("*.json")
     parts = json.loads(path.read_text())["parts"]
@@ -46,6 +47,7 @@ def test_every_part_ends_and_every_check_holds(output: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_people_can_read_it(output: Path) -> None:
     (path,) = output.glob("*.md")
     text = path.read_text()

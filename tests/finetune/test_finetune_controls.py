@@ -356,7 +356,11 @@ ONE_EPOCH = {**FROZEN, "stages": [{**FROZEN["stages"][0], "epochs": 1}]}
 
 
 @pytest.mark.parametrize(
-    ("budget", "controls"), [("steps", ["head", "scale"]), ("seconds", ["norms", "scale"])]
+    ("budget", "controls"),
+    [
+        ("steps", ["head", "scale"]),
+        pytest.param("seconds", ["norms", "scale"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_machine_that_goes_again_and_again(tmp_path, monkeypatch, budget, controls):
     """The process dies after every fifth checkpoint, amid the epochs of controls as well."""

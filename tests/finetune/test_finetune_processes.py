@@ -94,6 +94,7 @@ def test_synchronized_norms_give_cbam_the_curve_of_one_process(tmp_path):
     assert all(each.same for each in remeasure(two))
 
 
+@pytest.mark.slow
 def test_controls_end_together(tmp_path):
     """However their clocks go, all processes take as many steps, for the seconds of the first."""
     changes = {"pretraining": [], "controls": ["norms", "scale"], "budget": "seconds"}

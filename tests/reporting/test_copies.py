@@ -99,6 +99,7 @@ def test_what_is_timed_beside_takes_part_in_every_round() -> None:
     assert len(calls) > 10
 
 
+@pytest.mark.slow
 def test_a_known_delay_is_as_many_copies_as_fit_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(times_module, "copies_of_maps", lambda *_, **__: lambda: time.sleep(0.002))
     report = attn_surgery.report(
