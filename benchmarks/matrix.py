@@ -34,6 +34,7 @@ from compatibility.quantizing import QUANTIZING
 from compatibility.training import TRAINING
 
 import attn_surgery
+from attn_surgery.attention.construction import entry
 
 ROOT = Path(__file__).parents[1]
 USES = {**EXPORTING, **QUANTIZING, **TRAINING}
@@ -52,8 +53,10 @@ RESULTS, PAGE = ROOT / "docs/compatibility.json", ROOT / "docs/compatibility.md"
 
 
 def attentions_of(host: str) -> list[str]:
-    """Return the attentions that are tried in a host."""
-    return [*attn_surgery.available()] if host == ALL_IN else [*ATTENTIONS]
+    """Return the attentions that are tried in a host: those that take maps of so many dims."""
+    dims = len(HOSTS[host].shape) - 1
+    wanted = attn_surgery.available() if host == ALL_IN else ATTENTIONS
+    return [name for name in wanted if dims in (entry(name).dims or (dims,))]
 
 
 def run(host: str, uses: Sequence[str], timeout: float) -> dict[str, dict[str, str]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_surgery.host import is_machinery, put_back_afterwards
+from attn_surgery.tracing.proxies import OneStep
 
 _CONTAINERS = "torch.nn.modules.container"
 
@@ -36,7 +37,7 @@ class ForeignReads:
         if id(module) not in self._modules or name.startswith("__"):
             return
         is_own = name in vars(module) or name == "training"
-        if isinstance(value, (Tensor, nn.Module)) or (callable(value) and not is_own):
+        if isinstance(value, (Tensor, nn.Module, OneStep)) or (callable(value) and not is_own):
             return
         caller = sys._getframe(2)
         if not is_machinery(caller) and caller.f_globals.get("__name__") != _CONTAINERS:

@@ -225,6 +225,19 @@ class Watched:
         return self.tracer.direct_forward(self.module, args, kwargs)
 
 
+class OneStep:
+    """Takes the place of a method of a child's, so that a call of it is one step of the trace."""
+
+    def __init__(self, tracer: Any, module: nn.Module, name: str):
+        self.tracer = tracer
+        self.module = module
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tell the tracer instead of running the method."""
+        return self.tracer.call_of_method(self.module, self.name, args, kwargs)
+
+
 @contextmanager
 def listings_noted(tracer: Any, module: nn.Module) -> Iterator[None]:
     """Let the tracer know when the children of ``module`` are listed or counted."""

@@ -29,7 +29,7 @@ from attn_surgery.tracing.asked_types import taken_for_tensors
 from attn_surgery.tracing.einops_calls import recorded_patterns
 from attn_surgery.tracing.insisting_calls import guessed_arguments
 from attn_surgery.tracing.module_calls import remembered
-from attn_surgery.tracing.proxies import Watched
+from attn_surgery.tracing.proxies import OneStep, Watched
 from attn_surgery.tracing.returned_values import returns_noted
 from attn_surgery.tracing.set_aside import set_aside
 from attn_surgery.tracing.tensor_factories import recorded_factories
@@ -169,9 +169,14 @@ def _prepared(
 
 @contextmanager
 def _watching(tracer: Tracer, modules: list[nn.Module]) -> Iterator[None]:
-    """Let the tracer see every ``child.forward(...)`` below its root, and calls past torch's."""
+    """Let the tracer see every ``child.forward(...)`` below its root, and calls past torch's.
+
+    Where children are kept whole, the arithmetic of a `FloatFunctional` is, too: quantization puts
+    another module in its place, which does it in integers.
+    """
     children = [child for child in modules[1:] if not isinstance(child, torch.jit.ScriptModule)]
     patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
+    arithmetic = [] if tracer.inline else [each for each in children if _is_arithmetic(each)]
     callers = {_caller(type(child)) for child in (tracer.root_call.module, *children)} - {None}
     calls = {cls: vars(cls)["__call__"] for cls in callers if cls is not None}
 
@@ -183,13 +188,27 @@ def _watching(tracer: Tracer, modules: list[nn.Module]) -> Iterator[None]:
                 vars(child)["forward"] = patched[child]
             else:
                 vars(child).pop("forward", None)
+        for child in arithmetic:
+            for name in _ARITHMETIC:
+                vars(child).pop(name, None)
 
     with put_back_afterwards(put_back):
         for child in children:
             vars(child)["forward"] = Watched(tracer, child)
+        for child in arithmetic:
+            for name in _ARITHMETIC:
+                vars(child)[name] = OneStep(tracer, child, name)
         for cls, call in calls.items():
             cls.__call__ = _told(tracer, call)
         yield
+
+
+_ARITHMETIC = ("add", "add_relu", "add_scalar", "cat", "matmul", "mul", "mul_scalar")
+
+
+def _is_arithmetic(module: nn.Module) -> bool:
+    is_torchs = type(module).__module__ == "torch.ao.nn.quantized.modules.functional_modules"
+    return is_torchs and vars(module).keys().isdisjoint(_ARITHMETIC)
 
 
 def _caller(cls: type[nn.Module]) -> type[nn.Module] | None:

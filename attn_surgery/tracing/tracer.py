@@ -182,8 +182,14 @@ class Tracer(fx.Tracer):
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path):
             return self._called(m, _own_forward(m), args, kwargs)
-        child = self.create_proxy("get_attr", path, (), {})
-        return self.create_proxy("call_method", "forward", (child, *args), kwargs)
+        return self.call_of_method(m, "forward", args, kwargs)
+
+    def call_of_method(
+        self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record ``child.name(...)`` as one step."""
+        child = self.create_proxy("get_attr", self.path_of_module(m), (), {})
+        return self.create_proxy("call_method", name, (child, *args), kwargs)
 
     def _follow(
         self,

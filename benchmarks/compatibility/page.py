@@ -39,7 +39,8 @@ def page(cells: Cells, uses: Mapping[str, str], all_in: str, of: int) -> str:
         f"Made by `python benchmarks/matrix.py` with {versions}: {len(hosts)} of {of} hosts.",
         "Each host was operated on, then given to what people do with networks. "
         "What goes before what: [limits](limits.md), [trainers](trainers.md).",
-        f"`{WORKS}`: it works with {', '.join(everywhere)}, and gives what eager mode gives. "
+        f"`{WORKS}`: it works with {', '.join(everywhere)}, those of them that take such maps, "
+        "and gives what eager mode gives. "
         f"`{CANNOT}`: the host alone cannot. A number: what fails, below. Empty: not tried.",
         tabulate(hosts, ["host", *done], "pipe", disable_numparse=True),
         f"## Every attention, in {all_in}",
