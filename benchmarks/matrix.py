@@ -14,6 +14,7 @@ It needs onnx, onnxscript, onnxruntime, torchao, peft and opacus besides what th
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 import sys
@@ -34,7 +35,8 @@ from compatibility.quantizing import QUANTIZING
 from compatibility.training import TRAINING
 
 import attn_surgery
-from attn_surgery.attention.construction import entry
+from attn_surgery.attention.construction import build, entry
+from attn_surgery.errors import SurgeryError
 
 ROOT = Path(__file__).parents[1]
 USES = {**EXPORTING, **QUANTIZING, **TRAINING}
@@ -55,8 +57,21 @@ RESULTS, PAGE = ROOT / "docs/compatibility.json", ROOT / "docs/compatibility.md"
 def attentions_of(host: str) -> list[str]:
     """Return the attentions that are tried in a host: those that take maps of so many dims."""
     dims = len(HOSTS[host].shape) - 1
-    wanted = attn_surgery.available() if host == ALL_IN else ATTENTIONS
-    return [name for name in wanted if dims in (entry(name).dims or (dims,))]
+    if host == ALL_IN:
+        return [each for each in attn_surgery.available() if each not in broken()]
+    return [each for each in ATTENTIONS if dims in (entry(each).dims or (dims,))]
+
+
+@functools.cache
+def broken() -> list[str]:
+    """Return the attentions that the installed timm cannot build."""
+    found = []
+    for name in attn_surgery.available():
+        try:
+            build(name, 64)
+        except SurgeryError:
+            found.append(name)
+    return found
 
 
 def run(host: str, uses: Sequence[str], timeout: float) -> dict[str, dict[str, str]]:
@@ -128,7 +143,9 @@ def main() -> None:
             print(host, each, cells.summary(host, each), flush=True)
         cells.write(RESULTS)
     descriptions: dict[str, Any] = {name: use.__doc__ or "" for name, use in USES.items()}
-    PAGE.write_text(page(cells.sorted, descriptions, ALL_IN, len(HOSTS)), encoding="utf-8")
+    PAGE.write_text(
+        page(cells.sorted, descriptions, ALL_IN, len(HOSTS), broken()), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from attn_surgery import Plan, Suggestion, choosing
 from attn_surgery.finetune import Recipe, read_recipe, run_recipe, suggest_for
 from attn_surgery.finetune.hosts import build_host
 from attn_surgery.host.files import write_whole
+from attn_surgery.suggesting.budget import admitted
 from attn_surgery.suggesting.suggest import only
 from attn_surgery.surgery import plan
 
@@ -76,6 +77,7 @@ def plans_of(suggestion: Suggestion, whole: Plan, host: Any, attention: str) -> 
     found = {f"site {i}": some(whole, [i]) for i in numbers}
     found["every site"] = whole
     found["suggested half"] = suggestion.plan
+    found["suggested for half of the parameters"] = some(whole, for_half_of_the_params(suggestion))
     found["first half"] = some(whole, numbers[:half])
     found["last half"] = some(whole, numbers[-half:])
     last = plan(host, attention, where=choosing.last_of_stage(), reduction=REDUCTION)
@@ -84,6 +86,13 @@ def plans_of(suggestion: Suggestion, whole: Plan, host: Any, attention: str) -> 
     for i, drawn in enumerate(random.Random(0).sample(halves, RANDOM_PLANS)):
         found[f"random half {i}"] = some(whole, drawn)
     return found
+
+
+def for_half_of_the_params(suggestion: Suggestion) -> list[int]:
+    """Return the sites that are suggested where they may have half of all parameters."""
+    params = [each.params for each in suggestion.scores]
+    scores = [each.score for each in suggestion.scores]
+    return admitted(scores, {"params": params}, {"params": sum(params) / 2})
 
 
 def some(whole: Plan, numbers: Iterable[int]) -> Plan:
@@ -103,7 +112,7 @@ def validated(host: str, attention: str, root: str, seeds: int) -> dict[str, Any
     plans = plans_of(suggestion, whole, built, attention)
     files = {}
     for name, each in plans.items():
-        told = f"{name} {digest(each)}" if each is suggestion.plan else name
+        told = f"{name} {digest(each)}" if name.startswith("suggested") else name
         file = folder / "plans" / attention / f"{told.replace(' ', '_')}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         each.save(file)

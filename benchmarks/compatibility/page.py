@@ -13,7 +13,7 @@ BEGINNING = 100
 """Characters by which reasons are told apart."""
 
 
-def page(cells: Cells, uses: Mapping[str, str], all_in: str, of: int) -> str:
+def page(cells: Cells, uses: Mapping[str, str], all_in: str, of: int, broken: Sequence[str]) -> str:
     """Return the page in Markdown.
 
     Args:
@@ -21,6 +21,7 @@ def page(cells: Cells, uses: Mapping[str, str], all_in: str, of: int) -> str:
         uses: The uses, each with its description.
         all_in: The host in which every attention was tried.
         of: How many hosts there are to be tried.
+        broken: The attentions that cannot be built.
     """
     reasons: list[str] = []
     done = [use for use in uses if any(use in each for each in cells.outcomes.values())]
@@ -44,6 +45,7 @@ def page(cells: Cells, uses: Mapping[str, str], all_in: str, of: int) -> str:
         f"`{CANNOT}`: the host alone cannot. A number: what fails, below. Empty: not tried.",
         tabulate(hosts, ["host", *done], "pipe", disable_numparse=True),
         f"## Every attention, in {all_in}",
+        *(f"But {each}, which the installed timm cannot build." for each in broken),
         tabulate(rows, ["attention", *done], "pipe", disable_numparse=True),
         "## What is tried",
         "\n".join(f"- **{use}**: {_first_line(uses[use])}" for use in done),
