@@ -21,7 +21,8 @@ def gated_products(
 
     The factor is the map as the product takes it, reshaped perhaps.
 
-    The gate looks around, by pooling or a convolution: ``x * sigmoid(x)`` is an activation. It is
+    What does not come from the fork, as a mask that is handed on, is no map of F. The gate looks
+    around, by pooling or a convolution: ``x * sigmoid(x)`` is an activation. It is
     computed from the map, or pooled and squashed from what the map is computed from.
     """
     for step in flow.between(residual.fork, residual.branch):
@@ -30,7 +31,8 @@ def gated_products(
             continue
         for factor, gate in (factors, reversed(factors)):
             source = behind(flow, factor, {Kind.VIEW, Kind.IDENTITY})
-            if source is not gate and _gates(flow, residual.fork, source, gate):
+            is_map = flow.depends(source, residual.fork)
+            if is_map and source is not gate and _gates(flow, residual.fork, source, gate):
                 yield source, step, gate, factor
                 break
 

@@ -37,7 +37,9 @@ def refusal_of(flow: Flow, shortcut: Shortcut, branch: fx.Node, end: fx.Node, sh
         return "adds tokens or channels-last maps, not (N, C, *spatial)"
     if _is_partial(flow, end):
         return "adds to a part of the branch's channels only"
-    if not _is_nonlinear(flow, steps):
+    if _interpolates(flow, shortcut.fork, branch):
+        return "interpolates between x and f(x): no residual sum"
+    if not _is_nonlinear(flow, shortcut.fork, steps):
         return "the branch is linear: no residual function"
     if shortcut.convolutions > 1:
         return f"the shortcut has {shortcut.convolutions} convolutions: a second branch"
@@ -86,23 +88,42 @@ def _goes_down(flow: Flow, step: fx.Node) -> bool:
     return any(isinstance(each, int) and each > 1 for each in steps)
 
 
-def _is_nonlinear(flow: Flow, steps: list[fx.Node]) -> bool:
+def _interpolates(flow: Flow, fork: fx.Node, branch: fx.Node) -> bool:
+    """Tell whether the branch is ``z (f(x) - x)``, as in a gated recurrent unit, z computed."""
+    factors = _factors(flow, branch)
+    return len(factors) > 1 and any(_subtracts(flow, each, fork) for each in factors)
+
+
+def _subtracts(flow: Flow, node: fx.Node, fork: fx.Node) -> bool:
+    return flow.kind(node) is Kind.SUB and any(
+        flow.becomes(fork, each) for each in flow.inputs[node]
+    )
+
+
+def _is_nonlinear(flow: Flow, fork: fx.Node, steps: list[fx.Node]) -> bool:
     return any(
-        flow.kind(step) in _NONLINEAR or _multiplies(flow, step) or _takes_largest(flow, step)
+        flow.kind(step) in _NONLINEAR or _multiplies(flow, fork, step) or _takes_largest(flow, step)
         for step in steps
     )
 
 
-def _multiplies(flow: Flow, step: fx.Node) -> bool:
-    """Tell whether a step multiplies or divides what is computed by what is computed."""
-    given = (each for each in step.args if isinstance(each, fx.Node))
-    factors = [each for each in given if flow.now(each) in flow.inputs[step]]
-    return flow.kind(step) in (Kind.MUL, Kind.DIV) and len(factors) > 1
+def _multiplies(flow: Flow, fork: fx.Node, step: fx.Node) -> bool:
+    """Tell whether a step multiplies or divides two values that both come from the fork."""
+    return sum(flow.depends(each, fork) for each in _factors(flow, step)) > 1
+
+
+def _factors(flow: Flow, step: fx.Node) -> list[fx.Node]:
+    """Return the computed values that a step multiplies, or divides by each other."""
+    if flow.kind(step) not in (Kind.MUL, Kind.DIV):
+        return []
+    given = (flow.now(each) for each in step.args if isinstance(each, fx.Node))
+    return [each for each in given if each in flow.inputs[step]]
 
 
 def _takes_largest(flow: Flow, step: fx.Node) -> bool:
-    is_pool = flow.kind(step) in (Kind.POOL, Kind.REDUCE) and step.op != "call_module"
-    return is_pool and any(word in function_name(step) for word in ("max", "min", "median"))
+    """Tell whether a step takes the largest of all: that of a window is a shortcut's, too."""
+    is_reduced = flow.kind(step) is Kind.REDUCE and step.op != "call_module"
+    return is_reduced and any(word in function_name(step) for word in ("max", "min", "median"))
 
 
 def _shape_refusal(shape: Shape) -> str:

@@ -171,12 +171,12 @@ def _prepared(
 def _watching(tracer: Tracer, modules: list[nn.Module]) -> Iterator[None]:
     """Let the tracer see every ``child.forward(...)`` below its root, and calls past torch's.
 
-    Where children are kept whole, the arithmetic of a `FloatFunctional` is, too: quantization puts
-    another module in its place, which does it in integers.
+    The arithmetic of a `FloatFunctional` is a call of it, too: quantization puts another module in
+    its place, which does it in integers.
     """
     children = [child for child in modules[1:] if not isinstance(child, torch.jit.ScriptModule)]
     patched = {child: vars(child)["forward"] for child in children if "forward" in vars(child)}
-    arithmetic = [] if tracer.inline else [each for each in children if _is_arithmetic(each)]
+    arithmetic = [each for each in children if _is_arithmetic(each)]
     callers = {_caller(type(child)) for child in (tracer.root_call.module, *children)} - {None}
     calls = {cls: vars(cls)["__call__"] for cls in callers if cls is not None}
 

@@ -75,10 +75,16 @@ class Trace:
         return getattr(self._modules[path], name)
 
 
+CALLED = "called"
+"""Of a node that calls a method of a module's beside its forward: the module's path."""
+
+
 def called_path(node: fx.Node) -> str | None:
     """Return the path of the module that ``node`` calls, through ``forward`` or not."""
     if node.op == "call_module":
         return str(node.target)
+    if CALLED in node.meta:
+        return str(node.meta[CALLED])
     if node.op == "call_method" and node.target == "forward" and isinstance(node.args[0], fx.Node):
         return str(node.args[0].target)
     return None

@@ -41,7 +41,7 @@ from attn_surgery.tracing.proxies import (
     listings_noted,
 )
 from attn_surgery.tracing.set_aside import shown
-from attn_surgery.tracing.trace_graph import Call, baked_constant, note_owner
+from attn_surgery.tracing.trace_graph import CALLED, Call, baked_constant, note_owner
 
 
 class Tracer(fx.Tracer):
@@ -187,9 +187,15 @@ class Tracer(fx.Tracer):
     def call_of_method(
         self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record ``child.name(...)`` as one step."""
-        child = self.create_proxy("get_attr", self.path_of_module(m), (), {})
-        return self.create_proxy("call_method", name, (child, *args), kwargs)
+        """Record ``child.name(...)`` as one step, or follow it inside."""
+        path = self.path_of_module(m)
+        if self.inline and name != "forward":
+            own = functools.partial(getattr(type(m), name), m)
+            return self._follow(Call(m, path, self.stack[-1], self.made), own, args, kwargs)
+        child = self.create_proxy("get_attr", path, (), {})
+        result = self.create_proxy("call_method", name, (child, *args), kwargs)
+        result.node.meta[CALLED] = path
+        return result
 
     def _follow(
         self,

@@ -562,6 +562,21 @@ def gated_update(self, x):
     return (1 - z) * x + z * q
 
 
+def gated_update_by_a_difference(self, x):
+    z, q = torch.sigmoid(self.conv1(x)), torch.tanh(self.conv2(x))
+    return x + z * (q - x)
+
+
+def pyramid(self, x):
+    ways = zip((self.conv1, self.conv1), (3, 5), strict=True)
+    return F.relu(sum(conv(F.max_pool2d(x, k, 1, k // 2)) for conv, k in ways))
+
+
+def modulated(self, x):
+    m = F.relu(self.conv2(x.mean(1, keepdim=True).expand_as(x)))
+    return self.bn1(x) * (1 + self.conv1(m)) + self.conv1(m)
+
+
 def two_branches(self, x):
     return self.body(x) + F.relu(self.conv2(x))
 
@@ -601,6 +616,9 @@ def inside_attention(self, x):
         slices,
         top_down,
         gated_update,
+        gated_update_by_a_difference,
+        pyramid,
+        modulated,
         two_branches,
         tokens,
         channels_last,
@@ -627,6 +645,33 @@ class TwoInputs(nn.Module):
 
 def test_different_arguments_are_different_tensors():
     assert not attn_surgery.plan(TwoInputs(), "se").sites
+
+
+class Masked(Block):
+    """As in networks for speech, each block takes the same mask."""
+
+    def forward(self, x, mask):
+        return x + self.branch(x * mask) * mask
+
+
+class AllMasked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.blocks = conv(kernel_size=1), nn.ModuleList([Masked(), Masked(), Masked()])
+
+    def forward(self, x, mask):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+@pytest.mark.parametrize("existing", ["skip", "replace"])
+def test_a_mask_that_all_blocks_take_is_gated_by_none(existing):
+    plan = attn_surgery.plan(AllMasked(), "se", existing=existing)
+    assert [(site.block, site.method) for site in plan.sites] == [
+        (f"blocks.{i}", "rewrite") for i in range(3)
+    ]
 
 
 # Attention that is there already.

@@ -175,7 +175,7 @@ class Told(nn.Module):
         self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(WIDTH)
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         raise NotImplementedError
 
 
@@ -184,7 +184,7 @@ class Basic(Told):
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + x)
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = at("mid", F.relu(self.bn1(self.conv1(at("pre", x)))))
         out = at("standard", self.bn2(self.conv2(out)))
         return at("post", F.relu(out + at("identity", x)))
@@ -252,7 +252,7 @@ class NoLastActivation(Basic):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = at("mid", F.relu(self.bn1(self.conv1(at("pre", x)))))
         out = at("standard", self.bn2(self.conv2(out)))
         return at("post", at("identity", x) + out)
@@ -276,7 +276,7 @@ class Bottleneck(Told):
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.down(x))
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = F.relu(self.bn0(self.conv0(at("pre", x))))
         out = at("mid", F.relu(self.bn1(self.conv1(out))))
         out = at("standard", self.bn2(self.conv2(out)))
@@ -288,7 +288,7 @@ class Preactivation(Told):
         out = self.conv1(F.relu(self.bn1(x)))
         return x + self.conv2(F.relu(self.bn2(out)))
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = self.conv1(F.relu(self.bn1(at("pre", x))))
         out = at("mid", F.relu(self.bn2(out)))
         return at("post", at("identity", x) + at("standard", self.conv2(out)))
@@ -306,7 +306,7 @@ class SharedPreactivation(Told):
         shortcut = self.down(first)
         return self.conv2(F.relu(self.bn2(self.conv1(first)))) + shortcut
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         first = F.relu(self.bn1(x))
         shortcut = at("identity", self.down(first))
         out = at("mid", F.relu(self.bn2(self.conv1(at("pre", first)))))
@@ -330,7 +330,7 @@ class MBConv(Told):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = at("mid", self.body[1](self.body[0](at("pre", x))))
         return at("post", at("identity", x) + at("standard", self.body[3](self.body[2](out))))
 
@@ -350,7 +350,7 @@ class ConvNext(Told):
         out = self.gamma * self.down(F.gelu(self.up(self.norm(out))))
         return x + out.permute(0, 3, 1, 2)
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = at("mid", self.dw(at("pre", x))).permute(0, 2, 3, 1)
         out = self.down(F.gelu(self.up(self.norm(out))))
         out = at("standard", out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -363,7 +363,7 @@ class OneConvolution(Told):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn1(self.conv1(x))) + x
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = at("standard", at("mid", F.relu(self.bn1(self.conv1(at("pre", x))))))
         return at("post", out + at("identity", x))
 
@@ -375,7 +375,7 @@ class Scaled(Told):
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out * 0.2 + x * 0.8)
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = at("mid", F.relu(self.bn1(self.conv1(at("pre", x)))))
         out = at("standard", self.bn2(self.conv2(out)))
         return at("post", F.relu(out * 0.2 + at("identity", x * 0.8)))
@@ -388,7 +388,7 @@ class ShortcutUsedAgain(Told):
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return torch.cat([out + x, x], 1).unflatten(1, (2, 16)).amax(1)
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = at("mid", F.relu(self.bn1(self.conv1(at("pre", x)))))
         out = at("standard", self.bn2(self.conv2(out)))
         summed = at("post", out + at("identity", x))
@@ -401,7 +401,7 @@ class BranchOfTwo(Told):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn2(F.relu(self.conv1(x)) + F.relu(self.conv2(x)))) + x
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         given = at("pre", x)
         out = F.relu(self.conv1(given)) + F.relu(self.conv2(given))
         out = at("standard", at("mid", F.relu(self.bn2(out))))
@@ -428,7 +428,7 @@ class Parent(Told):
 
     nowhere = {"pre": "the branch begins outside of the block"}  # noqa: RUF012
 
-    def told(self, x: Tensor, at: At) -> Tensor:
+    def _told(self, x: Tensor, at: At) -> Tensor:
         out = at("mid", F.relu(self.bn1(self.conv1(x))))
         out = at("standard", self.inner.bn2(self.inner.conv2(out)))
         return at("post", F.relu(out + at("identity", x)))
@@ -494,7 +494,7 @@ def test_the_other_spelling_says_the_same(block: type[Told]) -> None:
     """Guards the tests below."""
     host, x = told_host(block), torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        expected = host.block.told(host.stem(x), lambda position, value: value)  # pyright: ignore
+        expected = host.block._told(host.stem(x), lambda position, value: value)  # pyright: ignore
         assert torch.equal(first(host(x)), expected)
 
 
@@ -521,7 +521,7 @@ def test_position_is_the_one_told_by_hand(block: type[Told], position: str) -> N
         return attend(value)
 
     with torch.no_grad():
-        expected = host.block.told(host.stem(x), at)  # pyright: ignore
+        expected = host.block._told(host.stem(x), at)  # pyright: ignore
         attn_surgery.apply(host, probe, position=position, init="paper")
         (attention,) = attn_surgery.inserted(host).values()
         assert isinstance(attention, Probe)
@@ -547,18 +547,18 @@ class Hazard(nn.Module):
         self.same = nn.Identity()
         self.drop = nn.Dropout(0.0)
 
-    def branch(self, x: Tensor) -> Tensor:
+    def _branch(self, x: Tensor) -> Tensor:
         return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
 
 
 class ReluFirst(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(F.relu_(x)) + x
+        return self._branch(F.relu_(x)) + x
 
 
 class ReluFirstByChild(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(self.relu(x)) + x
+        return self._branch(self.relu(x)) + x
 
 
 class ReluOfShortcut(Hazard):
@@ -567,25 +567,25 @@ class ReluOfShortcut(Hazard):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         x = self.relu(x)
-        return self.branch(x) + shortcut
+        return self._branch(x) + shortcut
 
 
 class ReluOfHalf(Hazard):
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1)
         a.relu_()
-        return self.branch(torch.cat([a, b], 1)) + x
+        return self._branch(torch.cat([a, b], 1)) + x
 
 
 class ReluOfView(Hazard):
     def forward(self, x: Tensor) -> Tensor:
         x.flatten(2).relu_()
-        return self.branch(x) + x
+        return self._branch(x) + x
 
 
 class ReluOfIndexed(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        out = self.branch(x)
+        out = self._branch(x)
         out[:, :8].relu_()
         return out + x
 
@@ -601,14 +601,14 @@ class BranchEndsInPlace(Hazard):
 
 class AddsIntoArgument(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        x += self.branch(x.clone())
+        x += self._branch(x.clone())
         return x
 
 
 class AddsIntoArgumentAndUsesBoth(Hazard):
     def forward(self, x: Tensor) -> Tensor:
         y = x
-        y += self.branch(x.clone())
+        y += self._branch(x.clone())
         return x * 2 + y
 
 
@@ -616,7 +616,7 @@ class KeepsTheBranch(Hazard):
     """Another name of what the sum was written into."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.branch(x)
+        out = self._branch(x)
         keep = out
         out += x
         return keep * 1.0
@@ -641,14 +641,14 @@ class ForkAfterwards(Hazard):
 
 class SumAfterwards(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        out = self.branch(x) + x
+        out = self._branch(x) + x
         activated = F.relu_(out)
         return activated + out
 
 
 class SumAndActivation(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        out = self.branch(x) + x
+        out = self._branch(x) + x
         return torch.maximum(F.relu(out), out * 0.1)
 
 
@@ -656,13 +656,13 @@ class AsksForNone(Hazard):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if shortcut is None:
             shortcut = x
-        return self.branch(x) + shortcut
+        return self._branch(x) + shortcut
 
 
 class Loops(Hazard):
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(2):
-            x = self.branch(x) + x
+            x = self._branch(x) + x
         return x
 
 
@@ -674,22 +674,22 @@ class SharedLayers(Hazard):
 
 class ReluOfIdentity(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(self.relu(self.same(x))) + x
+        return self._branch(self.relu(self.same(x))) + x
 
 
 class ReluOfDropout(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(self.relu(self.drop(x))) + x
+        return self._branch(self.relu(self.drop(x))) + x
 
 
 class ReluOfContiguous(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(self.relu(x.contiguous())) + x
+        return self._branch(self.relu(x.contiguous())) + x
 
 
 class ReluOfReshaped(Hazard):
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(x.flatten(2).relu_().view(x.shape)) + x
+        return self._branch(x.flatten(2).relu_().view(x.shape)) + x
 
 
 HAZARDS = (
@@ -883,7 +883,7 @@ class EmptyShortcut(Hazard):
         self.shortcut = nn.Sequential()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.branch(x)
+        out = self._branch(x)
         out += self.shortcut(x)
         return F.relu(out)
 
