@@ -104,6 +104,25 @@ def put_back(holder: nn.Module, replaced: Replaced, attention: nn.Module) -> Non
     _order(holder, replaced)
 
 
+def state_put_back(
+    holder: nn.Module, replaced: Replaced, attention: nn.Module
+) -> Iterator[tuple[nn.Module, str, dict[str, torch.Tensor]]]:
+    """Yield which module `put_back` would give a child, its name, and the child's tensors then."""
+    like, has_moved = _like(holder, attention), _home(holder, attention) != replaced.made_for
+    for path, module in replaced.modules.items():
+        parent, _, name = path.rpartition(".")
+        state = module.state_dict()
+        if has_moved:
+            state = {key: _moved(tensor, like) for key, tensor in state.items()}
+        yield holder.get_submodule(parent), name, state
+
+
+def _moved(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as ``nn.Module.to`` moves it."""
+    is_counted = not (tensor.is_floating_point() or tensor.is_complex())
+    return tensor.to(like.device, None if is_counted else like.dtype)
+
+
 def _order(holder: nn.Module, replaced: Replaced) -> None:
     for path, names in replaced.order.items():
         children = holder.get_submodule(path)._modules
