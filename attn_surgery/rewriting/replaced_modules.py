@@ -56,11 +56,18 @@ def all_replaced(holder: nn.Module, attentions: Iterable[str]) -> list[Replaced]
 
 
 def slots(holder: nn.Module) -> list[str]:
-    """Return the names of the children of ``holder`` that stand where another one was."""
+    """Return the names of the children of ``holder`` that stand where another one was.
+
+    Not of those that are held by another name as well, in a list that was made since.
+    """
     children = (
         (name, replaced_by(child)) for name, child in holder._modules.items() if child is not None
     )
-    return [name for name, replaced in children if replaced is not None and replaced.is_slot]
+    return [
+        name
+        for name, replaced in children
+        if replaced is not None and replaced.is_slot and name in replaced.modules
+    ]
 
 
 def replaced_in_slot(holder: nn.Module, name: str) -> Replaced:
