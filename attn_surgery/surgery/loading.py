@@ -80,13 +80,13 @@ def _filled(
     before = model.state_dict(keep_vars=True)
     for plan, init in content.surgeries:
         repeat(model, plan, init)
-    check_needed(path, tensors, Operated(model), before)
-    now = model.state_dict()
-    replaced = {key: tensor for key, tensor in before.items() if key not in now}
-    overwritten = {key: before[key].detach().clone() for key in tensors if key in before}
+    operated = Operated(model)
+    check_needed(path, tensors, operated, before)
+    host = operated.host
+    overwritten = {key: host[key].detach().clone() for key in tensors if key in host}
     left = model.load_state_dict(tensors, strict=False).unexpected_keys
     if left:
         raise SurgeryError(f"the host has no place for {left[0]!r}: its surgery was another one")
-    found.aside = {**replaced, **overwritten}
-    found.keep(inserted(model).values())
+    found.aside = {**operated.replaced, **overwritten}
+    found.keep(operated.attentions.values())
     return model

@@ -71,7 +71,9 @@ def _copy(
 ) -> T:
     """Copy a file's numbers to where those of another with the same surgery are."""
     host = operated.host
-    found = host_as_found(operated.attentions.values()) or HostAsFound(forms(operated.before), dict(operated.replaced))
+    found = host_as_found(operated.attentions.values()) or HostAsFound(
+        forms(operated.before), dict(operated.replaced)
+    )
     check_same(f"{path} was made for another host", found.forms, content.host_forms)
     check_needed(path, tensors, operated, host)
     found.check(path, content.host_digests, host)
