@@ -43,6 +43,7 @@ from attn_surgery.host.inputs import (
     guess_input,
     parse_input,
 )
+from attn_surgery.host.lent_tensors import lent_tensors
 from attn_surgery.host.load import load_model
 from attn_surgery.host.other_methods import public_methods_run, read_by_other_methods
 from attn_surgery.host.reachable_state import (
@@ -86,6 +87,7 @@ __all__ = [
     "is_asserted",
     "is_machinery",
     "is_only_optional",
+    "lent_tensors",
     "likeness",
     "load_model",
     "load_weights",

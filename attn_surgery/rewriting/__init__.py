@@ -36,6 +36,7 @@ from attn_surgery.rewriting.replaced_modules import (
     replaced_in_slot,
     slots,
     stand_for,
+    state_put_back,
     succession,
     take_out,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "set_graph",
     "slots",
     "stand_for",
+    "state_put_back",
     "succession",
     "take_out",
     "value_name",

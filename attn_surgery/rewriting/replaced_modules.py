@@ -56,11 +56,18 @@ def all_replaced(holder: nn.Module, attentions: Iterable[str]) -> list[Replaced]
 
 
 def slots(holder: nn.Module) -> list[str]:
-    """Return the names of the children of ``holder`` that stand where another one was."""
+    """Return the names of the children of ``holder`` that stand where another one was.
+
+    Not of those that are held by another name as well, in a list that was made since.
+    """
     children = (
         (name, replaced_by(child)) for name, child in holder._modules.items() if child is not None
     )
-    return [name for name, replaced in children if replaced is not None and replaced.is_slot]
+    return [
+        name
+        for name, replaced in children
+        if replaced is not None and replaced.is_slot and name in replaced.modules
+    ]
 
 
 def replaced_in_slot(holder: nn.Module, name: str) -> Replaced:
@@ -102,6 +109,25 @@ def put_back(holder: nn.Module, replaced: Replaced, attention: nn.Module) -> Non
             module.to(device=like.device, dtype=like.dtype)
         holder.get_submodule(parent)._modules[name] = module.train(attention.training)
     _order(holder, replaced)
+
+
+def state_put_back(
+    holder: nn.Module, replaced: Replaced, attention: nn.Module
+) -> Iterator[tuple[nn.Module, str, dict[str, torch.Tensor]]]:
+    """Yield which module `put_back` would give a child, its name, and the child's tensors then."""
+    like, has_moved = _like(holder, attention), _home(holder, attention) != replaced.made_for
+    for path, module in replaced.modules.items():
+        parent, _, name = path.rpartition(".")
+        state = module.state_dict()
+        if has_moved:
+            state = {key: _moved(tensor, like) for key, tensor in state.items()}
+        yield holder.get_submodule(parent), name, state
+
+
+def _moved(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as ``nn.Module.to`` moves it."""
+    is_counted = not (tensor.is_floating_point() or tensor.is_complex())
+    return tensor.to(like.device, None if is_counted else like.dtype)
 
 
 def _order(holder: nn.Module, replaced: Replaced) -> None:

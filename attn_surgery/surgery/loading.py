@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError
-from attn_surgery.host import check_host, meta_copy
+from attn_surgery.host import check_host
 from attn_surgery.surgery.attention_file import Content, read
 from attn_surgery.surgery.fingerprint import check_same, forms
 from attn_surgery.surgery.host_as_found import HostAsFound
@@ -42,11 +42,10 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         raise SurgeryError("the host holds attention already; call attn_surgery.remove first")
     state = model.state_dict(keep_vars=True)
     check_same(f"{path} was made for another host", forms(state), content.host_forms)
-    check_needed(path, tensors, Operated(_operated(meta_copy(model), content)), state)
     found = HostAsFound(content.host_forms, {})
     found.check(path, content.host_digests, state)
     overwritten = [state[key] for key in tensors if key in state]
-    return all_or_nothing(model, lambda: _filled(model, content, tensors, found), overwritten)
+    return all_or_nothing(model, lambda: _filled(model, path, content, tensors, found), overwritten)
 
 
 def check_needed(
@@ -72,21 +71,22 @@ def check_needed(
 
 
 def _filled(
-    model: nn.Module, content: Content, tensors: Mapping[str, Tensor], found: HostAsFound
+    model: nn.Module,
+    path: str | Path,
+    content: Content,
+    tensors: Mapping[str, Tensor],
+    found: HostAsFound,
 ) -> nn.Module:
     before = model.state_dict(keep_vars=True)
-    now = _operated(model, content).state_dict()
-    replaced = {key: tensor for key, tensor in before.items() if key not in now}
-    overwritten = {key: before[key].detach().clone() for key in tensors if key in before}
+    for plan, init in content.surgeries:
+        repeat(model, plan, init)
+    operated = Operated(model)
+    check_needed(path, tensors, operated, before)
+    host = operated.host
+    overwritten = {key: host[key].detach().clone() for key in tensors if key in host}
     left = model.load_state_dict(tensors, strict=False).unexpected_keys
     if left:
         raise SurgeryError(f"the host has no place for {left[0]!r}: its surgery was another one")
-    found.aside = {**replaced, **overwritten}
-    found.keep(inserted(model).values())
-    return model
-
-
-def _operated(model: nn.Module, content: Content) -> nn.Module:
-    for plan, init in content.surgeries:
-        repeat(model, plan, init)
+    found.aside = {**operated.replaced, **overwritten}
+    found.keep(operated.attentions.values())
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -9,7 +10,13 @@ from torch import Tensor, nn
 from attn_surgery.errors import SurgeryError
 from attn_surgery.host import unwrapped
 from attn_surgery.planning import Plan, Site
-from attn_surgery.rewriting import succession
+from attn_surgery.rewriting import (
+    Replaced,
+    held_attentions,
+    replaced_by,
+    state_put_back,
+    succession,
+)
 from attn_surgery.surgery.origin import origin_of, surgeries
 from attn_surgery.surgery.verbs import attentions_among
 
@@ -59,6 +66,27 @@ class Operated:
         """The other tensors of the model, parameters as such."""
         return self._parted[2]
 
+    @cached_property
+    def replaced(self) -> dict[str, Tensor]:
+        """The tensors that come back with what attention took the place of, by every path."""
+        return {
+            f"{_child(path, name)}.{key}": tensor
+            for module, name, state in self._put_back()
+            for path in self._paths[module]
+            for key, tensor in state.items()
+        }
+
+    @property
+    def before(self) -> dict[str, Tensor]:
+        """All tensors that the host has once `remove` gives it back, each as it is now."""
+        taken_out = tuple(
+            f"{_child(path, name)}."
+            for path, module in self._named
+            for name in held_attentions(module)
+        )
+        kept = {key: each for key, each in self._state.items() if not key.startswith(taken_out)}
+        return {**kept, **self.replaced}
+
     @property
     def surgeries(self) -> list[tuple[Plan, str]]:
         """The plan and the init of each surgery that was done, first to last."""
@@ -68,23 +96,34 @@ class Operated:
     @cached_property
     def _parted(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         first = tuple(f"{path}." for path in self.attentions)
-        every = tuple(f"{path}." for paths in self._places.values() for path in paths)
+        attentions = self.attentions.values()
+        every = tuple(f"{path}." for each in attentions for path in self._paths[each])
         own: dict[str, Tensor] = {}
         again: dict[str, Tensor] = {}
         host: dict[str, Tensor] = {}
-        for key, tensor in self.model.state_dict(keep_vars=True).items():
+        for key, tensor in self._state.items():
             part = host if not key.startswith(every) else own if key.startswith(first) else again
             part[key] = tensor
         return own, again, host
 
     @cached_property
-    def _places(self) -> dict[nn.Module, list[str]]:
-        """Every path to each attention: as in a state dict, one for each way there is."""
-        found: dict[nn.Module, list[str]] = {each: [] for each in self.attentions.values()}
+    def _state(self) -> dict[str, Tensor]:
+        return self.model.state_dict(keep_vars=True)
+
+    @cached_property
+    def _paths(self) -> dict[nn.Module, list[str]]:
+        """Every path to each module: as in a state dict, one for each way there is."""
+        found: dict[nn.Module, list[str]] = {}
         for path, module in self._named:
-            if module in found:
-                found[module].append(path)
+            found.setdefault(module, []).append(path)
         return found
+
+    def _put_back(self) -> Iterator[tuple[nn.Module, str, dict[str, Tensor]]]:
+        """Yield which module gets a child when the attention goes, its name and its tensors."""
+        for path, attention in self.attentions.items():
+            if coming := _coming_back(attention):
+                holder = self.model.get_submodule(path.rpartition(".")[0])
+                yield from state_put_back(holder, coming, attention)
 
     def _misplaced(self) -> str:
         """Tell which attention cannot be inserted again where it is, if one cannot, and why."""
@@ -92,7 +131,7 @@ class Operated:
             origin = origin_of(attention)
             if origin is None:
                 return f"{path!r} does not know its origin: it cannot be inserted again"
-            if not any(_is_of(each, origin.site) for each in self._places[attention]):
+            if not any(_is_of(each, origin.site) for each in self._paths[attention]):
                 return (
                     f"{path!r} was inserted into {origin.site.block or '(the host)'!r}: the host "
                     "is part of another model since; save the host itself"
@@ -102,6 +141,21 @@ class Operated:
     def _is_as_whole(self) -> bool:
         origins = map(origin_of, self.attentions.values())
         return all(origin and f"{origin.site.block}.".startswith("module.") for origin in origins)
+
+
+def _child(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _coming_back(attention: nn.Module) -> Replaced | None:
+    """Return what of the host comes back where an attention goes, past others in its slot."""
+    replaced = replaced_by(attention)
+    while replaced is not None and replaced.is_slot:
+        (before,) = replaced.modules.values()
+        if origin_of(before) is None:
+            break
+        replaced = replaced_by(before)
+    return replaced
 
 
 def _is_of(path: str, site: Site) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +14,7 @@ from attn_surgery.errors import SurgeryError
 from attn_surgery.surgery.attention_file import Content, write
 from attn_surgery.surgery.fingerprint import digest, forms
 from attn_surgery.surgery.operated import Operated
-from attn_surgery.surgery.verbs import inserted, remove
+from attn_surgery.surgery.verbs import inserted
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
@@ -56,13 +55,13 @@ def save(model: nn.Module, path: str | Path, *, host: str | Sequence[str] | None
     plans = operated.surgeries
     for plan, _ in plans:
         plan.check_is_data()
-    fresh = remove(copy.deepcopy(model)).state_dict()  # with what attention took the place of
-    others = {key: value for key, value in fresh.items() if key not in kept}
+    before = operated.before  # with what attention took the place of
+    others = {key: value for key, value in before.items() if key not in kept}
     if kept.keys() == operated.host.keys():
         others = {}  # all that the model computes with is in the file
     content = Content(
         surgeries=plans,
-        host_forms=forms(fresh),
+        host_forms=forms(before),
         host_digests={key: digest(value) for key, value in others.items()},
         digests={key: digest(value) for key, value in tensors.items()},
     )

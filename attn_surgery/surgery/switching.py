@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -72,7 +71,9 @@ def _copy(
 ) -> T:
     """Copy a file's numbers to where those of another with the same surgery are."""
     host = operated.host
-    found = host_as_found(operated.attentions.values()) or _as_it_is(operated.model)
+    found = host_as_found(operated.attentions.values()) or HostAsFound(
+        forms(operated.before), dict(operated.replaced)
+    )
     check_same(f"{path} was made for another host", found.forms, content.host_forms)
     check_needed(path, tensors, operated, host)
     found.check(path, content.host_digests, host)
@@ -100,12 +101,6 @@ def _below(path: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _given_back(found: HostAsFound, host: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the numbers that the host had where files wrote on it."""
     return {key: tensor for key, tensor in found.aside.items() if key in host}
-
-
-def _as_it_is(host: nn.Module) -> HostAsFound:
-    fresh, now = remove(copy.deepcopy(host)).state_dict(), host.state_dict()
-    replaced = {key: tensor for key, tensor in fresh.items() if key not in now}
-    return HostAsFound(forms(fresh), replaced)
 
 
 def _operate_anew(

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.errors import is_exhausted
-from attn_surgery.host import marks, meta_copy, spells_addition
+from attn_surgery.host import lent_tensors, marks, spells_addition
 
 _known: WeakKeyDictionary[type[nn.Module], dict[object, bool]] = WeakKeyDictionary()
 """Whether a convolution of this class, with these attributes, maps as a convolution does."""
@@ -47,9 +47,9 @@ def _is_usual(conv: _ConvNd) -> bool:
 
 
 def _maps_as_a_convolution(conv: _ConvNd) -> bool:
-    """Try a copy of it, on the meta device."""
-    copied = meta_copy(conv)
-    result = _tried(copied, torch.device("meta"))
+    """Try it on the meta device."""
+    with lent_tensors(conv, lambda tensor: tensor.to("meta")):
+        result = _tried(conv, torch.device("meta"))
     return (
         isinstance(result, torch.Tensor)
         and result.dim() == 2 + len(conv.kernel_size)
@@ -61,11 +61,8 @@ def _adds_its_input(conv: _ConvNd) -> bool:
     """Tell whether anything is left of its input where all its weights are zero."""
     if not spells_addition(conv):
         return False
-    copied = meta_copy(conv).to_empty(device="cpu")
-    with torch.no_grad():
-        for each in (*copied.parameters(), *copied.buffers()):
-            each.zero_()
-    result = _tried(copied, torch.device("cpu"))
+    with lent_tensors(conv, lambda tensor: torch.zeros_like(tensor, device="cpu")):
+        result = _tried(conv, torch.device("cpu"))
     return isinstance(result, torch.Tensor) and bool(result.count_nonzero())
 
 
