@@ -47,8 +47,6 @@ def read(code: types.CodeType) -> Code:
         kind = step.opname
         if "ATTR" in kind or kind == "LOAD_METHOD":
             attributes.add(str(step.argval))
-            if step.argval == "__class__" and not _is_self(steps[i - 1]):
-                obstacles.append("tests what one of its values is")
         if kind in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"):
             obstacles.append(f"writes {step.argval!r}")
         if _is_iterated(steps, i):
@@ -59,8 +57,6 @@ def read(code: types.CodeType) -> Code:
             obstacles.append("enters a context or catches an error")
         if step.opname in _BUILDS_NAMES and "getattr" in code.co_names:
             obstacles.append("reads attributes by computed names")
-        if _tests_identity(step) and _is_of_values(step, steps[max(0, i - 2) : i]):
-            obstacles.append("tests what one of its values is")
     if "getattr" in code.co_names:
         attributes |= {const for const in code.co_consts if isinstance(const, str)}
     for nested in code.co_consts:
@@ -110,21 +106,6 @@ def _takes_from_the_end(steps: list[dis.Instruction]) -> bool:
     index = steps[0].argval
     is_sliced = isinstance(index, slice) or any("SLICE" in step.opname for step in steps)
     return is_sliced or (isinstance(index, int) and index < 0)
-
-
-def _tests_identity(step: dis.Instruction) -> bool:
-    return step.opname == "IS_OP" or step.opname.endswith(("_NONE", "_NOT_NONE"))
-
-
-def _is_of_values(test: dis.Instruction, operands: list[dis.Instruction]) -> bool:
-    """Tell whether a test of identity may be one of what is computed, which is never ``self``."""
-    if test.opname == "IS_OP" and any(_is_self(each) for each in operands):
-        return False
-    return any(each.opname.startswith("LOAD_FAST") and not _is_self(each) for each in operands)
-
-
-def _is_self(step: dis.Instruction) -> bool:
-    return step.opname.startswith("LOAD_FAST") and step.argval == "self"
 
 
 def adds(function: types.FunctionType) -> bool:

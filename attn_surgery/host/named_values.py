@@ -1,0 +1,118 @@
+"""What the names stand for that a forward uses: builtins, globals, what is around its function."""
+
+from __future__ import annotations
+
+import builtins
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.fx import _symbolic_trace
+
+from attn_surgery.host.bytecode import Code, read
+from attn_surgery.host.callables import PURE_HOMES, functions_in, has_state, is_at_home, scope_of
+from attn_surgery.host.plain_values import is_plain
+
+_PURE_BUILTINS = frozenset(
+    "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "
+    "reversed round set slice sorted str sum super tuple zip Ellipsis getattr".split()
+)
+_UNSEEN = frozenset(
+    "checkpoint checkpoint_sequential is_tensor isinstance is_ is_not "
+    "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
+    "get_autocast_dtype get_autocast_cpu_dtype get_autocast_gpu_dtype is_autocast_available "
+    "get_float32_matmul_precision get_deterministic_debug_mode is_warn_always_enabled "
+    "is_anomaly_enabled are_deterministic_algorithms_enabled is_deterministic get_default_dtype "
+    "get_default_device is_compiling is_dynamo_compiling is_exporting is_in_onnx_export "
+    "is_tracing get_rng_state initial_seed get_num_threads is_available".split()
+)
+
+
+def resolve_names(
+    function: types.FunctionType, code: Code, obstacles: list[str]
+) -> Iterator[types.FunctionType]:
+    """Judge the globals and closure variables of a function; yield the functions among them.
+
+    Args:
+        function: The function.
+        code: What its bytecode does.
+        obstacles: What cannot be followed is added.
+    """
+    scope = scope_of(function)
+    for name in sorted(code.names):
+        if name not in scope:
+            if hasattr(builtins, name):
+                obstacles += _builtin_obstacles(name)
+            continue
+        value = scope[name]
+        if isinstance(value, types.ModuleType):
+            asked = sorted(code.attributes & _UNSEEN)
+            obstacles += [f"calls {query}, which a trace does not show" for query in asked]
+        obstacle = _value_obstacle(name, value) or _settings_obstacle(name, value, code)
+        if obstacle:
+            obstacles.append(obstacle)
+        elif not is_at_home(value) and not _is_kept_whole(function, name):
+            yield from functions_in(value)
+            if isinstance(value, type) and name != "__class__":
+                yield from _methods_of(value, code.attributes)
+
+
+def _is_kept_whole(function: types.FunctionType, name: str) -> bool:
+    """Tell whether ``torch.fx.wrap`` was told to keep the global as one step of a trace."""
+    kept = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
+    return (id(function.__globals__), name) in kept
+
+
+def _builtin_obstacles(name: str) -> list[str]:
+    value = getattr(builtins, name)
+    is_error = isinstance(value, type) and issubclass(value, BaseException)
+    return [] if name in _PURE_BUILTINS or is_error else [f"calls {name}()"]
+
+
+def _value_obstacle(name: str, value: Any) -> str:
+    """Return why a global or closure variable cannot be followed, or ""."""
+    if isinstance(value, types.ModuleType):
+        return "" if value.__name__.partition(".")[0] in PURE_HOMES else f"uses the module {name}"
+    if getattr(value, "__name__", None) in _UNSEEN:
+        return f"calls {value.__name__}, which a trace does not show"
+    if isinstance(value, (nn.Module, type)) or (callable(value) and not has_state(value)):
+        return ""
+    return f"reads the global {name}"
+
+
+def _settings_obstacle(name: str, value: Any, code: Code) -> str:
+    """Return which plain value may be read off a global class or function of the host's, or ""."""
+    if (
+        name == "__class__"
+        or is_at_home(value)
+        or not isinstance(value, (type, types.FunctionType))
+    ):
+        return ""
+    kept, asked = _kept_by(value), code.attributes
+    if isinstance(value, type):
+        asked = asked.union(*(read(each.__code__).attributes for each in _methods_of(value, asked)))
+    seen = [each for each, kind in kept.items() if each in asked and is_plain(kind)]
+    return f"reads {name}.{seen[0]}" if seen else ""
+
+
+def _kept_by(value: Any) -> dict[str, Any]:
+    """Return the attributes of a class or a function, those of a class's bases included."""
+    homes = value.__mro__ if isinstance(value, type) else (value,)
+    kept: dict[str, Any] = {}
+    for home in reversed(homes):
+        kept |= {} if is_at_home(home) else vars(home)
+    return kept
+
+
+def _methods_of(cls: type, asked: frozenset[str]) -> list[types.FunctionType]:
+    """Return the methods of a class that are among the names asked for, or that those call."""
+    found: dict[str, types.FunctionType] = {}
+    kept, names = _kept_by(cls), set(asked)
+    while new := [name for name in kept if name in names and name not in found]:
+        for name in new:
+            names.discard(name)
+            for function in () if isinstance(kept[name], nn.Module) else functions_in(kept[name]):
+                found[name] = function
+                names |= read(function.__code__).attributes
+    return list(found.values())
