@@ -18,9 +18,10 @@ from attn_surgery.host.compiling import GENERATED
 Place = tuple[types.CodeType, int]
 """An instruction: the code that it is of, and its offset there."""
 
-_BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
+_SILENT = ("EXTENDED_ARG", "CACHE", "NOP", "NOT_TAKEN", "PUSH_NULL", "PRECALL")
 _ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
 _ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
+_WRITES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL")
 _CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
 
 
@@ -47,7 +48,7 @@ def read(code: types.CodeType) -> Code:
         kind = step.opname
         if "ATTR" in kind or kind == "LOAD_METHOD":
             attributes.add(str(step.argval))
-        if kind in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"):
+        if kind in _WRITES and not _is_making(code, steps[i - 1]):
             obstacles.append(f"writes {step.argval!r}")
         if _is_iterated(steps, i):
             iterated.add(str(step.argval))
@@ -55,8 +56,6 @@ def read(code: types.CodeType) -> Code:
             names.add(str(step.argval))
         if any(word in kind for word in _CONTEXT_STEPS):
             obstacles.append("enters a context or catches an error")
-        if step.opname in _BUILDS_NAMES and "getattr" in code.co_names:
-            obstacles.append("reads attributes by computed names")
     if "getattr" in code.co_names:
         attributes |= {const for const in code.co_consts if isinstance(const, str)}
     for nested in code.co_consts:
@@ -83,6 +82,11 @@ def words_in(code: types.CodeType) -> frozenset[str]:
     return frozenset(words).union(*nested)
 
 
+def _is_making(code: types.CodeType, written: dis.Instruction) -> bool:
+    """Tell whether it is a new object that is written on, by what makes it."""
+    return code.co_name == "__init__" and loads(written, "FAST") in code.co_varnames[:1]
+
+
 def _is_read(step: dis.Instruction) -> bool:
     return step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 
@@ -106,6 +110,18 @@ def _takes_from_the_end(steps: list[dis.Instruction]) -> bool:
     index = steps[0].argval
     is_sliced = isinstance(index, slice) or any("SLICE" in step.opname for step in steps)
     return is_sliced or (isinstance(index, int) and index < 0)
+
+
+def steps_of(code: types.CodeType) -> list[dis.Instruction]:
+    """Return the instructions of a function that do something."""
+    return [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
+
+
+def loads(step: dis.Instruction, *kinds: str) -> str | None:
+    """Return the name of the variable that an instruction loads last, if it is of these kinds."""
+    if not any(f"LOAD_{kind}" in step.opname for kind in kinds):
+        return None
+    return str(step.argval[-1] if isinstance(step.argval, tuple) else step.argval)
 
 
 def adds(function: types.FunctionType) -> bool:

@@ -32,6 +32,8 @@ def functions_in(value: Any) -> Iterator[types.FunctionType]:
         yield value
     elif isinstance(value, property) and value.fget is not None:
         yield from functions_in(value.fget)
+    elif isinstance(value, functools.cached_property):
+        yield from functions_in(value.func)
     elif isinstance(value, (staticmethod, classmethod)):
         yield from functions_in(value.__func__)
     elif not isinstance(value, (type, nn.Module)):

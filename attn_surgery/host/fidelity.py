@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from attn_surgery.host.bytecode import Code, read, words_in
 from attn_surgery.host.callables import functions_in, has_state, is_at_home
 from attn_surgery.host.called_method import entry
+from attn_surgery.host.computed_names import computes_names
+from attn_surgery.host.implicit_calls import implicit_methods, kept_by, methods_of
 from attn_surgery.host.named_values import resolve_names
 from attn_surgery.host.plain_values import is_plain
 from attn_surgery.host.tests_of_identity import tests_values
@@ -27,8 +29,18 @@ from attn_surgery.host.tests_of_identity import tests_values
 _Run = tuple[types.FunctionType, nn.Module | None]
 """A function that is run, and the module whose method it is."""
 
+_METHODS = (
+    types.FunctionType,
+    property,
+    functools.cached_property,
+    staticmethod,
+    classmethod,
+)
 _REACHING = frozenset(
     "_modules children named_children modules named_modules get_submodule".split()
+)
+_HOLDING = frozenset(
+    "parameters named_parameters buffers named_buffers _parameters _buffers state_dict".split()
 )
 _REACHING_BELOW = frozenset("modules named_modules".split())
 
@@ -62,6 +74,7 @@ def inspect_forward(block: nn.Module) -> Fidelity:
     _check_signature(block, found)
     seen: set[tuple[types.CodeType, nn.Module | None]] = set()
     pending = list(_runs(entry(block), block))
+    pending += (run for name in implicit_methods(type(block)) for run in _methods(block, name))
     while pending:
         function, owner = pending.pop()
         if (function.__code__, owner) in seen:
@@ -71,6 +84,8 @@ def inspect_forward(block: nn.Module) -> Fidelity:
         found.obstacles += code.obstacles
         if tests_values(function.__code__, owner):
             found.obstacles.append("tests what one of its values is")
+        if computes_names(function.__code__):
+            found.obstacles.append("reads attributes by computed names")
         found.reads_mode |= "training" in code.attributes
         by_dict = "__dict__" in code.attributes or "vars" in code.names
         found.reaches_children |= by_dict or not _REACHING.isdisjoint(code.attributes)
@@ -122,21 +137,27 @@ def _resolve_attributes(block: nn.Module, code: Code, found: Fidelity) -> Iterat
     found.watched |= code.attributes - {"training"}
     if "__dict__" in code.attributes:
         found.obstacles.append("reads __dict__")
+    if not _HOLDING.isdisjoint(code.attributes):
+        found.obstacles.append("reaches its parameters other than by their names")
     own = vars(block)
     children = [
         each
         for name, each in block._modules.items()
         if each is not None and name in code.attributes
     ]
+    for child in children:
+        yield from (run for name in implicit_methods(type(child)) for run in _methods(child, name))
     for name in sorted(code.attributes - {"training"}):
         yield from _methods(block, name)
         if name in own and name not in _REACHING:
-            yield from _judge_attribute(block, name, found)
+            yield from _judge_attribute(block, name, own[name], code, found)
             continue
+        yield from _judge_class_value(block, name, code, found)
         if name == "forward" or any(name in held for held in _held(block)):
             continue
         for child in children:
             yield from _methods(child, name)
+            yield from _judge_class_value(child, name, code, found)
 
 
 def _containers(block: nn.Module) -> Iterator[str]:
@@ -150,16 +171,29 @@ def _held(block: nn.Module) -> tuple[dict[str, Any], ...]:
     return block._modules, block._parameters, block._buffers
 
 
-def _judge_attribute(block: nn.Module, name: str, found: Fidelity) -> Iterator[_Run]:
-    value = vars(block)[name]
+def _judge_class_value(module: nn.Module, name: str, code: Code, found: Fidelity) -> Iterator[_Run]:
+    """Judge what a class of the host's holds for all its modules, methods apart."""
+    value = kept_by(type(module)).get(name)
+    if isinstance(value, (*_METHODS, type)) or name.startswith("__"):
+        return
+    if hasattr(type(value), "__get__"):
+        found.obstacles.append(f"reads self.{name}, a {type(value).__name__}")
+    yield from _judge_attribute(module, name, value, code, found)
+
+
+def _judge_attribute(
+    module: nn.Module, name: str, value: Any, code: Code, found: Fidelity
+) -> Iterator[_Run]:
     if is_plain(value) or isinstance(value, (Tensor, nn.Module)):
         return
-    runs = list(_runs(value, block)) if callable(value) else []
+    runs = list(_runs(value, module)) if callable(value) else []
     while isinstance(value, functools.partial):
         value = value.func
     is_known = runs or (callable(value) and is_at_home(value))
     if not is_known or has_state(value):
         found.obstacles.append(f"reads self.{name}, a {type(value).__name__}")
+    elif not isinstance(value, (types.FunctionType, types.MethodType)):
+        runs += ((each, None) for each in methods_of(type(value), code.attributes))
     yield from (each for each in runs if not is_at_home(each[0]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from torch.fx import _symbolic_trace
 
 from attn_surgery.host.bytecode import Code, read
 from attn_surgery.host.callables import PURE_HOMES, functions_in, has_state, is_at_home, scope_of
+from attn_surgery.host.implicit_calls import kept_by, methods_of
 from attn_surgery.host.plain_values import is_plain
 
 _PURE_BUILTINS = frozenset(
@@ -19,7 +21,7 @@ _PURE_BUILTINS = frozenset(
     "reversed round set slice sorted str sum super tuple zip Ellipsis getattr".split()
 )
 _UNSEEN = frozenset(
-    "checkpoint checkpoint_sequential is_tensor isinstance is_ is_not "
+    "checkpoint checkpoint_sequential is_tensor isinstance is_ is_not attrgetter methodcaller "
     "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
     "get_autocast_dtype get_autocast_cpu_dtype get_autocast_gpu_dtype is_autocast_available "
     "get_float32_matmul_precision get_deterministic_debug_mode is_warn_always_enabled "
@@ -54,8 +56,15 @@ def resolve_names(
             obstacles.append(obstacle)
         elif not is_at_home(value) and not _is_kept_whole(function, name):
             yield from functions_in(value)
-            if isinstance(value, type) and name != "__class__":
-                yield from _methods_of(value, code.attributes)
+            if name != "__class__":
+                yield from _run_of(value, code)
+
+
+def _run_of(value: Any, code: Code) -> list[types.FunctionType]:
+    """Return what code may run of a class that it names, or of the class of an object."""
+    if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+        return []
+    return methods_of(value if isinstance(value, type) else type(value), code.attributes)
 
 
 def _is_kept_whole(function: types.FunctionType, name: str) -> bool:
@@ -89,30 +98,8 @@ def _settings_obstacle(name: str, value: Any, code: Code) -> str:
         or not isinstance(value, (type, types.FunctionType))
     ):
         return ""
-    kept, asked = _kept_by(value), code.attributes
+    kept, asked = kept_by(value), code.attributes
     if isinstance(value, type):
-        asked = asked.union(*(read(each.__code__).attributes for each in _methods_of(value, asked)))
+        asked = asked.union(*(read(each.__code__).attributes for each in methods_of(value, asked)))
     seen = [each for each, kind in kept.items() if each in asked and is_plain(kind)]
     return f"reads {name}.{seen[0]}" if seen else ""
-
-
-def _kept_by(value: Any) -> dict[str, Any]:
-    """Return the attributes of a class or a function, those of a class's bases included."""
-    homes = value.__mro__ if isinstance(value, type) else (value,)
-    kept: dict[str, Any] = {}
-    for home in reversed(homes):
-        kept |= {} if is_at_home(home) else vars(home)
-    return kept
-
-
-def _methods_of(cls: type, asked: frozenset[str]) -> list[types.FunctionType]:
-    """Return the methods of a class that are among the names asked for, or that those call."""
-    found: dict[str, types.FunctionType] = {}
-    kept, names = _kept_by(cls), set(asked)
-    while new := [name for name in kept if name in names and name not in found]:
-        for name in new:
-            names.discard(name)
-            for function in () if isinstance(kept[name], nn.Module) else functions_in(kept[name]):
-                found[name] = function
-                names |= read(function.__code__).attributes
-    return list(found.values())

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from attn_surgery.host.bytecode import loads, steps_of
 from attn_surgery.host.plain_values import is_plain
 
 Path = tuple[str, ...]
 """The names of the attributes that are read off a module, one after another."""
 
-_SILENT = ("EXTENDED_ARG", "CACHE", "NOP", "NOT_TAKEN", "PUSH_NULL", "PRECALL")
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
 _CONSTANT = ("LOAD_CONST", "LOAD_SMALL_INT")
 
@@ -88,18 +88,6 @@ def tests_of_identity(code: types.CodeType, own: str | None) -> IdentityTests:
             of_values |= inner.of_values
             of_paths |= inner.of_paths
     return IdentityTests(of_values, frozenset(of_paths - {("__class__",)}))
-
-
-def steps_of(code: types.CodeType) -> list[dis.Instruction]:
-    """Return the instructions of a function that do something."""
-    return [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
-
-
-def loads(step: dis.Instruction, *kinds: str) -> str | None:
-    """Return the name of the variable that an instruction loads last, if it is of these kinds."""
-    if not any(f"LOAD_{kind}" in step.opname for kind in kinds):
-        return None
-    return str(step.argval[-1] if isinstance(step.argval, tuple) else step.argval)
 
 
 def _stores(step: dis.Instruction, name: str) -> bool:
