@@ -50,6 +50,8 @@ def read(code: types.CodeType) -> Code:
             attributes.add(str(step.argval))
         if kind in _WRITES and not _is_making(code, steps[i - 1]):
             obstacles.append(f"writes {step.argval!r}")
+        if kind == "IMPORT_NAME":
+            obstacles.append(f"imports {step.argval} while it runs")
         if _is_iterated(steps, i):
             iterated.add(str(step.argval))
         if kind in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn_surgery.host.bytecode import Code, read, words_in
-from attn_surgery.host.callables import functions_in, has_state, is_at_home
+from attn_surgery.host.callables import functions_in, has_state, is_at_home, is_opaque
 from attn_surgery.host.called_method import entry
 from attn_surgery.host.computed_names import computes_names
 from attn_surgery.host.implicit_calls import implicit_methods, kept_by, methods_of
@@ -190,7 +190,7 @@ def _judge_attribute(
     while isinstance(value, functools.partial):
         value = value.func
     is_known = runs or (callable(value) and is_at_home(value))
-    if not is_known or has_state(value):
+    if not is_known or has_state(value) or is_opaque(value):
         found.obstacles.append(f"reads self.{name}, a {type(value).__name__}")
     elif not isinstance(value, (types.FunctionType, types.MethodType)):
         runs += ((each, None) for each in methods_of(type(value), code.attributes))

@@ -12,14 +12,18 @@ from torch import nn
 from torch.fx import _symbolic_trace
 
 from attn_surgery.host.bytecode import Code, read
-from attn_surgery.host.callables import PURE_HOMES, functions_in, has_state, is_at_home, scope_of
+from attn_surgery.host.callables import (
+    PURE_BUILTINS,
+    PURE_HOMES,
+    functions_in,
+    has_state,
+    is_at_home,
+    is_opaque,
+    scope_of,
+)
 from attn_surgery.host.implicit_calls import kept_by, methods_of
 from attn_surgery.host.plain_values import is_plain
 
-_PURE_BUILTINS = frozenset(
-    "abs all any bool dict enumerate filter float frozenset int len list map max min pow range "
-    "reversed round set slice sorted str sum super tuple zip Ellipsis getattr".split()
-)
 _UNSEEN = frozenset(
     "checkpoint checkpoint_sequential is_tensor isinstance is_ is_not attrgetter methodcaller "
     "is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled "
@@ -76,7 +80,7 @@ def _is_kept_whole(function: types.FunctionType, name: str) -> bool:
 def _builtin_obstacles(name: str) -> list[str]:
     value = getattr(builtins, name)
     is_error = isinstance(value, type) and issubclass(value, BaseException)
-    return [] if name in _PURE_BUILTINS or is_error else [f"calls {name}()"]
+    return [] if name in PURE_BUILTINS or is_error else [f"calls {name}()"]
 
 
 def _value_obstacle(name: str, value: Any) -> str:
@@ -85,6 +89,8 @@ def _value_obstacle(name: str, value: Any) -> str:
         return "" if value.__name__.partition(".")[0] in PURE_HOMES else f"uses the module {name}"
     if getattr(value, "__name__", None) in _UNSEEN:
         return f"calls {value.__name__}, which a trace does not show"
+    if callable(value) and is_opaque(value):
+        return f"calls {name}, which is not written in Python"
     if isinstance(value, (nn.Module, type)) or (callable(value) and not has_state(value)):
         return ""
     return f"reads the global {name}"
