@@ -8,7 +8,7 @@ import inspect
 import itertools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,13 @@ from attn_surgery.host.compiling import GENERATED
 Place = tuple[types.CodeType, int]
 """An instruction: the code that it is of, and its offset there."""
 
+Path = tuple[str, ...]
+"""The names of attributes that are read one after another."""
+
 _SILENT = ("EXTENDED_ARG", "CACHE", "NOP", "NOT_TAKEN", "PUSH_NULL", "PRECALL")
 _ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
 _ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
+_OUTSIDE = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")
 _WRITES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL")
 _CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
 
@@ -34,6 +38,8 @@ class Code:
     iterated: frozenset[str]
     """The attributes that are looped over, counted or unpacked."""
     obstacles: tuple[str, ...]
+    paths: frozenset[Path]
+    """The names that are not its own, each with the attributes that are read off it."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -43,6 +49,7 @@ def read(code: types.CodeType) -> Code:
     names: set[str] = set()
     obstacles: list[str] = []
     iterated: set[str] = set()
+    paths = set(_paths(steps_of(code)))
     steps = list(dis.get_instructions(code))
     for i, step in enumerate(steps):
         kind = step.opname
@@ -54,7 +61,7 @@ def read(code: types.CodeType) -> Code:
             obstacles.append(f"imports {step.argval} while it runs")
         if _is_iterated(steps, i):
             iterated.add(str(step.argval))
-        if kind in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+        if kind in _OUTSIDE:
             names.add(str(step.argval))
         if any(word in kind for word in _CONTEXT_STEPS):
             obstacles.append("enters a context or catches an error")
@@ -64,6 +71,7 @@ def read(code: types.CodeType) -> Code:
         if isinstance(nested, types.CodeType):
             inner = read(nested)
             iterated |= inner.iterated
+            paths |= inner.paths
             attributes |= inner.attributes
             names |= inner.names
             obstacles += inner.obstacles
@@ -72,6 +80,7 @@ def read(code: types.CodeType) -> Code:
         names=frozenset(names),
         iterated=frozenset(iterated),
         obstacles=tuple(dict.fromkeys(obstacles)),
+        paths=frozenset(paths),
     )
 
 
@@ -82,6 +91,13 @@ def words_in(code: types.CodeType) -> frozenset[str]:
     words |= {const for const in code.co_consts if isinstance(const, str) and const.isidentifier()}
     nested = (words_in(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return frozenset(words).union(*nested)
+
+
+def _paths(steps: list[dis.Instruction]) -> Iterator[Path]:
+    for place, step in enumerate(steps):
+        if step.opname in _OUTSIDE:
+            read_off = itertools.takewhile(_is_read, steps[place + 1 :])
+            yield str(step.argval), *(str(each.argval) for each in read_off)
 
 
 def _is_making(code: types.CodeType, written: dis.Instruction) -> bool:

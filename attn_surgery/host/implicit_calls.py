@@ -73,7 +73,7 @@ def methods_of(cls: type, asked: frozenset[str]) -> list[types.FunctionType]:
 
 
 def _of_host(cls: type) -> list[type]:
-    return [each for each in cls.__mro__ if not is_at_home(each)]
+    return [each for each in cls.__mro__ if each.__module__ != "builtins" and not is_at_home(each)]
 
 
 def _is_generated(function: types.FunctionType, cls: type) -> bool:

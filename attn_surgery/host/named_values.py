@@ -23,6 +23,7 @@ from attn_surgery.host.callables import (
 )
 from attn_surgery.host.implicit_calls import kept_by, methods_of
 from attn_surgery.host.plain_values import is_plain
+from attn_surgery.host.torch_state import torch_state
 
 _UNSEEN = frozenset(
     "checkpoint checkpoint_sequential is_tensor isinstance is_ is_not attrgetter methodcaller "
@@ -52,9 +53,7 @@ def resolve_names(
                 obstacles += _builtin_obstacles(name)
             continue
         value = scope[name]
-        if isinstance(value, types.ModuleType):
-            asked = sorted(code.attributes & _UNSEEN)
-            obstacles += [f"calls {query}, which a trace does not show" for query in asked]
+        obstacles += _unseen(value, name, code)
         obstacle = _value_obstacle(name, value) or _settings_obstacle(name, value, code)
         if obstacle:
             obstacles.append(obstacle)
@@ -62,6 +61,15 @@ def resolve_names(
             yield from functions_in(value)
             if name != "__class__":
                 yield from _run_of(value, code)
+
+
+def _unseen(value: Any, name: str, code: Code) -> list[str]:
+    """Return what is asked for by a name that torch, or Python, answers by what it is doing."""
+    if isinstance(value, types.ModuleType) and (asked := code.attributes & _UNSEEN):
+        return [f"calls {each}, which a trace does not show" for each in sorted(asked)]
+    paths = sorted(path[1:] for path in code.paths if path[0] == name)
+    states = filter(None, (torch_state(value, path) for path in paths))
+    return [f"asks for {state}, which a trace does not show" for state in states]
 
 
 def _run_of(value: Any, code: Code) -> list[types.FunctionType]:

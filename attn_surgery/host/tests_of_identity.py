@@ -14,11 +14,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from attn_surgery.host.bytecode import loads, steps_of
+from attn_surgery.host.bytecode import Path, loads, steps_of
 from attn_surgery.host.plain_values import is_plain
-
-Path = tuple[str, ...]
-"""The names of the attributes that are read off a module, one after another."""
 
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
 _CONSTANT = ("LOAD_CONST", "LOAD_SMALL_INT")
