@@ -24,6 +24,10 @@ Path = tuple[str, ...]
 _SILENT = ("EXTENDED_ARG", "CACHE", "NOP", "NOT_TAKEN", "PUSH_NULL", "PRECALL")
 _ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
 _ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
+MATCHES = "asks by a match statement what one of its values is"
+"""An obstacle: what a pattern fits is told in C, to which a traced value is nothing."""
+
+_MATCHES = ("MATCH_SEQUENCE", "MATCH_MAPPING", "MATCH_CLASS", "MATCH_KEYS")
 _OUTSIDE = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")
 _WRITES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL")
 _CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
@@ -57,6 +61,8 @@ def read(code: types.CodeType) -> Code:
             attributes.add(str(step.argval))
         if kind in _WRITES and not _is_making(code, steps[i - 1]):
             obstacles.append(f"writes {step.argval!r}")
+        if kind in _MATCHES:
+            obstacles.append(MATCHES)
         if kind == "IMPORT_NAME":
             obstacles.append(f"imports {step.argval} while it runs")
         if _is_iterated(steps, i):

@@ -30,8 +30,8 @@ def implicit_methods(cls: type) -> list[str]:
         >>> class Table:
         ...     def __getitem__(self, key):
         ...         return 1.0
-        >>> implicit_methods(Table)
-        ['__getitem__']
+        >>> "__getitem__" in implicit_methods(Table)
+        True
     """
     left_out = _ELSEWHERE | _MAKING if issubclass(cls, nn.Module) else _ELSEWHERE
     names = dict.fromkeys(name for each in _of_host(cls) for name in vars(each))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -68,7 +69,8 @@ KINDS = [each for each in Branch.__subclasses__() if each.__module__ == __name__
 
 @contextmanager
 def another_state() -> Iterator[None]:
-    flags, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    flags: Any = torch.backends.cudnn
+    products: Any = torch.backends.cuda.matmul
     before = flags.deterministic, products.allow_tf32
     flags.deterministic = products.allow_tf32 = True
     try:
