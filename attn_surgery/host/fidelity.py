@@ -90,7 +90,8 @@ def inspect_forward(block: nn.Module) -> Fidelity:
         by_dict = "__dict__" in code.attributes or "vars" in code.names
         found.reaches_children |= by_dict or not _REACHING.isdisjoint(code.attributes)
         found.reaches_below |= not _REACHING_BELOW.isdisjoint(code.attributes)
-        pending += ((each, None) for each in resolve_names(function, code, found.obstacles))
+        named = resolve_names(function, code, found.obstacles)
+        pending += ((each, block if _is_method(each, block) else None) for each in named)
         pending += _resolve_attributes(block, code, found)
         if any(name in code.iterated for name in _containers(block)):
             found.obstacles.append("loops over its children")
@@ -199,8 +200,21 @@ def _judge_attribute(
 
 def _runs(value: Any, block: nn.Module) -> Iterator[_Run]:
     """Yield what calling a value runs, which may be a method of the block's."""
-    owner = block if getattr(value, "__self__", None) is block else None
+    given = value.args if isinstance(value, functools.partial) else ()
+    bound = given[0] if given else getattr(value, "__self__", None)
+    owner = block if bound is block else None
     yield from ((function, owner) for function in functions_in(value))
+
+
+def _is_method(function: types.FunctionType, block: nn.Module) -> bool:
+    """Tell whether a function is a method of the block's that another one replaces or wraps."""
+    for cls in type(block).__mro__:
+        held = vars(cls).get(function.__name__)
+        while held is not None:
+            if held is function:
+                return True
+            held = getattr(held, "__wrapped__", None)
+    return False
 
 
 def _methods(module: nn.Module, name: str) -> Iterator[_Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -170,7 +171,31 @@ class OfItsOwn(Branch):
         return x + self.scaled(ways[0]) if self.__class__ is not Branch else x
 
 
-def test_what_it_holds_is_no_obstacle():
+def decorated(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def called(self: Branch, x: Tensor) -> Tensor:
+        return forward(self, x)
+
+    return called
+
+
+class OfItsOwnDecorated(Branch):
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x if self.norm is None else self.branch(x))
+
+
+class OfItsOwnByClass(OfItsOwnDecorated):
+    def forward(self, x: Tensor) -> Tensor:
+        return OfItsOwnDecorated.forward(self, x)
+
+
+@pytest.mark.parametrize("kind", [OfItsOwn, OfItsOwnDecorated, OfItsOwnByClass])
+def test_what_it_holds_is_no_obstacle(kind):
+    assert not inspect_forward(kind()).obstacles
+
+
+def test_what_it_holds_is_rewritten():
     assert not inspect_forward(OfItsOwn()).obstacles
     assert attn_surgery.plan(OfItsOwn(), "se").sites[0].method == "rewrite"
 
