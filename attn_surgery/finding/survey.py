@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
@@ -24,7 +24,7 @@ from attn_surgery.finding.positions import OUTPUT, target
 from attn_surgery.finding.refusals import UNKNOWN_LAYOUT, UNKNOWN_NUMBERS
 from attn_surgery.finding.residual_blocks import Residual, block_around, residuals
 from attn_surgery.finding.spots import ELSEWHERE, Spot, path_below, place, place_output
-from attn_surgery.host import likeness, may_add
+from attn_surgery.host import MATCHES, likeness, may_add
 from attn_surgery.tracing import Call, index, owner
 
 
@@ -84,6 +84,7 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
             key = (finding.block, finding.spot)
             if key not in found or found[key].refusal:
                 found[key] = finding
+    result.untraced |= _missed(ways, found.values(), paths)
     known = [
         (flow, {(each.block, path) for each in new if not each.refusal for path in _beside(each)})
         for flow, new in ways
@@ -92,6 +93,17 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
         replace(each, otherwise=frozenset(_otherwise(each, known))) for each in found.values()
     ]
     return result
+
+
+def _missed(
+    ways: list[tuple[Flow, list[Finding]]],
+    found: Iterable[Finding],
+    paths: dict[nn.Module, str],
+) -> dict[str, str]:
+    """Return the modules without a place whose other ways are not known, and why."""
+    blocks = {each.block for each in found}
+    matched = dict.fromkeys(module for flow, _ in ways for module in flow.trace.matched)
+    return {paths[module]: f"it {MATCHES}" for module in matched if module not in blocks}
 
 
 def _beside(finding: Finding) -> list[str]:
@@ -105,14 +117,14 @@ def _otherwise(
 ) -> Iterator[str]:
     """Yield the modules by which the value is made or taken, but not on all ways they are called.
 
-    Where a forward looks a value up, which other ways there are is not known.
+    Where a forward looks a value up, or matches it, which other ways there are is not known.
     """
     block = finding.block
     for path in _beside(finding):
         module = block.get_submodule(path)
         for flow, beside in ways:
             is_called = module in flow.known_calls and (block, path) not in beside
-            if is_called or block in flow.trace.looked_up:
+            if is_called or flow.trace.is_one_of_many(block):
                 yield path
 
 

@@ -7,8 +7,9 @@ while is undone (`Attributes`, `in_mode`, `undisturbed_randomness`). Nothing her
 or an attention is.
 """
 
-from attn_surgery.host.additions import may_add, spells_addition
+from attn_surgery.host.additions import matches_patterns, may_add, spells_addition
 from attn_surgery.host.bytecode import (
+    MATCHES,
     Place,
     is_asserted,
     is_machinery,
@@ -63,6 +64,7 @@ from attn_surgery.host.restore import (
 from attn_surgery.host.unsupported import check_host, check_module, unwrapped
 
 __all__ = [
+    "MATCHES",
     "Attributes",
     "Input",
     "InputSize",
@@ -92,6 +94,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "marks",
+    "matches_patterns",
     "may_add",
     "meta_copy",
     "noted",

@@ -1,4 +1,4 @@
-"""Which modules add, as far as their code tells that does not run."""
+"""Which modules add, and which match, as far as their code tells that does not run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_surgery.host.bytecode import adds, read
+from attn_surgery.host.bytecode import MATCHES, adds, read
 from attn_surgery.host.callables import functions_in, is_at_home, scope_of
 from attn_surgery.host.called_method import entry
 
@@ -33,6 +33,13 @@ def may_add(module: nn.Module) -> bool:
 
 def _adds(function: types.FunctionType) -> bool:
     return adds(function) or _adds_by_script(function)
+
+
+def matches_patterns(module: nn.Module) -> bool:
+    """Tell whether a module's own forward, or what that calls, matches patterns with its values."""
+    if is_at_home(type(module)):
+        return False
+    return any(MATCHES in read(each.__code__).obstacles for each in functions_called(module))
 
 
 def functions_called(

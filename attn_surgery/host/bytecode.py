@@ -8,7 +8,7 @@ import inspect
 import itertools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,18 @@ from attn_surgery.host.compiling import GENERATED
 Place = tuple[types.CodeType, int]
 """An instruction: the code that it is of, and its offset there."""
 
-_BUILDS_NAMES = ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING")
+Path = tuple[str, ...]
+"""The names of attributes that are read one after another."""
+
+_SILENT = ("EXTENDED_ARG", "CACHE", "NOP", "NOT_TAKEN", "PUSH_NULL", "PRECALL")
 _ITERATES = ("GET_ITER", "CALL_FUNCTION_EX", "LIST_EXTEND", "UNPACK_SEQUENCE")
 _ITERATING = ("len", "enumerate", "zip", "reversed", "list", "tuple", "map", "reduce", "sum")
+MATCHES = "asks by a match statement what one of its values is"
+"""An obstacle: what a pattern fits is told in C, to which a traced value is nothing."""
+
+_MATCHES = ("MATCH_SEQUENCE", "MATCH_MAPPING", "MATCH_CLASS", "MATCH_KEYS")
+_OUTSIDE = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")
+_WRITES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL")
 _CONTEXT_STEPS = ("WITH", "SETUP_FINALLY", "PUSH_EXC_INFO")
 
 
@@ -33,6 +42,8 @@ class Code:
     iterated: frozenset[str]
     """The attributes that are looped over, counted or unpacked."""
     obstacles: tuple[str, ...]
+    paths: frozenset[Path]
+    """The names that are not its own, each with the attributes that are read off it."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -42,31 +53,31 @@ def read(code: types.CodeType) -> Code:
     names: set[str] = set()
     obstacles: list[str] = []
     iterated: set[str] = set()
+    paths = set(_paths(steps_of(code)))
     steps = list(dis.get_instructions(code))
     for i, step in enumerate(steps):
         kind = step.opname
         if "ATTR" in kind or kind == "LOAD_METHOD":
             attributes.add(str(step.argval))
-            if step.argval == "__class__" and not _is_self(steps[i - 1]):
-                obstacles.append("tests what one of its values is")
-        if kind in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL"):
+        if kind in _WRITES and not _is_making(code, steps[i - 1]):
             obstacles.append(f"writes {step.argval!r}")
+        if kind in _MATCHES:
+            obstacles.append(MATCHES)
+        if kind == "IMPORT_NAME":
+            obstacles.append(f"imports {step.argval} while it runs")
         if _is_iterated(steps, i):
             iterated.add(str(step.argval))
-        if kind in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+        if kind in _OUTSIDE:
             names.add(str(step.argval))
         if any(word in kind for word in _CONTEXT_STEPS):
             obstacles.append("enters a context or catches an error")
-        if step.opname in _BUILDS_NAMES and "getattr" in code.co_names:
-            obstacles.append("reads attributes by computed names")
-        if _tests_identity(step) and _is_of_values(step, steps[max(0, i - 2) : i]):
-            obstacles.append("tests what one of its values is")
     if "getattr" in code.co_names:
         attributes |= {const for const in code.co_consts if isinstance(const, str)}
     for nested in code.co_consts:
         if isinstance(nested, types.CodeType):
             inner = read(nested)
             iterated |= inner.iterated
+            paths |= inner.paths
             attributes |= inner.attributes
             names |= inner.names
             obstacles += inner.obstacles
@@ -75,6 +86,7 @@ def read(code: types.CodeType) -> Code:
         names=frozenset(names),
         iterated=frozenset(iterated),
         obstacles=tuple(dict.fromkeys(obstacles)),
+        paths=frozenset(paths),
     )
 
 
@@ -85,6 +97,18 @@ def words_in(code: types.CodeType) -> frozenset[str]:
     words |= {const for const in code.co_consts if isinstance(const, str) and const.isidentifier()}
     nested = (words_in(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return frozenset(words).union(*nested)
+
+
+def _paths(steps: list[dis.Instruction]) -> Iterator[Path]:
+    for place, step in enumerate(steps):
+        if step.opname in _OUTSIDE:
+            read_off = itertools.takewhile(_is_read, steps[place + 1 :])
+            yield str(step.argval), *(str(each.argval) for each in read_off)
+
+
+def _is_making(code: types.CodeType, written: dis.Instruction) -> bool:
+    """Tell whether it is a new object that is written on, by what makes it."""
+    return code.co_name == "__init__" and loads(written, "FAST") in code.co_varnames[:1]
 
 
 def _is_read(step: dis.Instruction) -> bool:
@@ -112,19 +136,16 @@ def _takes_from_the_end(steps: list[dis.Instruction]) -> bool:
     return is_sliced or (isinstance(index, int) and index < 0)
 
 
-def _tests_identity(step: dis.Instruction) -> bool:
-    return step.opname == "IS_OP" or step.opname.endswith(("_NONE", "_NOT_NONE"))
+def steps_of(code: types.CodeType) -> list[dis.Instruction]:
+    """Return the instructions of a function that do something."""
+    return [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
 
 
-def _is_of_values(test: dis.Instruction, operands: list[dis.Instruction]) -> bool:
-    """Tell whether a test of identity may be one of what is computed, which is never ``self``."""
-    if test.opname == "IS_OP" and any(_is_self(each) for each in operands):
-        return False
-    return any(each.opname.startswith("LOAD_FAST") and not _is_self(each) for each in operands)
-
-
-def _is_self(step: dis.Instruction) -> bool:
-    return step.opname.startswith("LOAD_FAST") and step.argval == "self"
+def loads(step: dis.Instruction, *kinds: str) -> str | None:
+    """Return the name of the variable that an instruction loads last, if it is of these kinds."""
+    if not any(f"LOAD_{kind}" in step.opname for kind in kinds):
+        return None
+    return str(step.argval[-1] if isinstance(step.argval, tuple) else step.argval)
 
 
 def adds(function: types.FunctionType) -> bool:

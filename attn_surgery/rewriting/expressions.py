@@ -42,8 +42,9 @@ def expression_of(block: nn.Module, finding: Finding) -> tuple[Expression, froze
     for way in ways(block):
         modes = [_Source(block, way, finding, training=training) for training in (False, True)]
         # of a value that is looked up not all ways are known that make it
-        is_looked_up = any(block in flow.trace.looked_up for each in modes for flow in each.flows)
-        for choose in (_Source.taking,) if is_looked_up else (_Source.making, _Source.taking):
+        flows = [flow for each in modes for flow in each.flows]
+        is_one_of_many = any(flow.trace.is_one_of_many(block) for flow in flows)
+        for choose in (_Source.taking,) if is_one_of_many else (_Source.making, _Source.taking):
             all_ways = (each.all_ways(choose, finding.spot) for each in modes)
             found, failures = zip(*all_ways, strict=True)
             first, *others = [each for mode in found for each in mode] or [[]]

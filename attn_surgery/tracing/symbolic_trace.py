@@ -22,6 +22,7 @@ from attn_surgery.host import (
     entry,
     entry_name,
     in_mode,
+    matches_patterns,
     put_back_afterwards,
     signature,
 )
@@ -115,6 +116,7 @@ def _run(tracer: Tracer, training: bool) -> Trace | str:
         branched=tracer.branched,
         forked=tracer.forked,
         looked_up=tracer.looked_up,
+        matched=_matching([call.module for call in (*tracer.calls, tracer.root_call)]),
         wrote=any(wrote),
         constants=tracer.constants,
         reentered=tracer.reentered,
@@ -139,6 +141,13 @@ def _noted(tracer: Tracer) -> AbstractContextManager[None]:
     if not tracer.inline:
         return tracer.foreign.noted()
     return returns_noted() if tracer.places else nullcontext()
+
+
+def _matching(modules: list[nn.Module]) -> list[nn.Module]:
+    """Return those that match patterns, of which one class's do so alike."""
+    of_a_kind = {type(each): each for each in modules}
+    kinds = {kind for kind, each in of_a_kind.items() if matches_patterns(each)}
+    return [each for each in modules if type(each) in kinds]
 
 
 def _is_torchs(module: nn.Module) -> bool:

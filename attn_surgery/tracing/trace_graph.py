@@ -46,6 +46,8 @@ class Trace:
     """Those of them that may go another way when the answer is another."""
     looked_up: list[nn.Module] = field(default_factory=list)
     """Those that looked a traced value up, in a set or a dict: their other ways stay unknown."""
+    matched: list[nn.Module] = field(default_factory=list)
+    """Those that matched patterns with their values: their other ways stay unknown, too."""
     wrote: bool = False
     """Whether forward wrote on a module."""
     lists_children: bool = False
@@ -59,6 +61,10 @@ class Trace:
 
     def __post_init__(self) -> None:
         self._modules = dict(self.root.module.named_modules(remove_duplicate=False))
+
+    def is_one_of_many(self, module: nn.Module) -> bool:
+        """Tell whether the module may go other ways, which are not known."""
+        return module in self.looked_up or module in self.matched
 
     def module_at(self, path: str) -> nn.Module:
         """Return the module at ``path`` below the root."""
