@@ -46,7 +46,7 @@ from attn_surgery.host.inputs import (
 )
 from attn_surgery.host.lent_tensors import lent_tensors
 from attn_surgery.host.load import load_model
-from attn_surgery.host.other_methods import public_methods_run, read_by_other_methods
+from attn_surgery.host.other_methods import public_methods_run, run_by_other_methods
 from attn_surgery.host.reachable_state import (
     ReachableState,
     functions_run_by,
@@ -104,10 +104,10 @@ __all__ = [
     "place_in_code",
     "public_methods_run",
     "put_back_afterwards",
-    "read_by_other_methods",
     "read_weights",
     "refill",
     "renamed",
+    "run_by_other_methods",
     "runs_all_below",
     "runs_its_children",
     "signature",

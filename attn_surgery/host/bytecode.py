@@ -99,6 +99,19 @@ def words_in(code: types.CodeType) -> frozenset[str]:
     return frozenset(words).union(*nested)
 
 
+@functools.lru_cache(maxsize=4096)
+def paths_off(code: types.CodeType, own: str) -> frozenset[Path]:
+    """Return what a function, or one inside it, reads off one of its variables."""
+    steps = steps_of(code)
+    found = {
+        tuple(str(each.argval) for each in itertools.takewhile(_is_read, steps[place + 1 :]))
+        for place, step in enumerate(steps)
+        if loads(step, "FAST", "DEREF") == own
+    }
+    nested = (each for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset(found).union(*(paths_off(each, own) for each in nested))
+
+
 def _paths(steps: list[dis.Instruction]) -> Iterator[Path]:
     for place, step in enumerate(steps):
         if step.opname in _OUTSIDE:

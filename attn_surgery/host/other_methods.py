@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from attn_surgery.host.additions import functions_called
-from attn_surgery.host.bytecode import gives_a_value, read
+from attn_surgery.host.bytecode import Path, gives_a_value, paths_off
 from attn_surgery.host.callables import is_at_home
 from attn_surgery.host.called_method import entry_name
 
@@ -35,11 +35,12 @@ def public_methods_run(module: nn.Module) -> list[str]:
     return [name for name in names if not name.startswith("_") and name != entry_name(cls)]
 
 
-def read_by_other_methods(module: nn.Module) -> frozenset[str]:
-    """Return what a module's public methods read of it that take and give something as it does.
+def run_by_other_methods(module: nn.Module) -> frozenset[str]:
+    """Return the children that a module's public methods run which its forward does not call.
 
     Such as ``forward_with_tap``: nothing that is done in the forward is done there, but what a
-    child does is. Those that the forward calls do not count.
+    child does is. A method that only looks at what a child is, at its width perhaps, does not run
+    it.
 
     Example:
         >>> class Block(nn.Module):
@@ -48,13 +49,26 @@ def read_by_other_methods(module: nn.Module) -> frozenset[str]:
         ...
         ...     def before_act(self, x):
         ...         return self.norm(self.conv(x))
-        >>> sorted(read_by_other_methods(Block()))
+        >>> block = Block()
+        >>> block.conv, block.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        >>> sorted(run_by_other_methods(block))
         ['conv', 'norm']
     """
     called = set(functions_called(module))
     others = [each for each in _public_methods(type(module)) if each not in called]
     reached = (each for other in others for each in functions_called(module, other))
-    return frozenset().union(*(read(each.__code__).attributes for each in reached))
+    own = ((each.__code__, each.__code__.co_varnames) for each in reached)
+    paths = (path for code, names in own if names for path in paths_off(code, names[0]))
+    return frozenset(path[0] for path in paths if _is_run(module, path))
+
+
+def _is_run(module: nn.Module, path: Path) -> bool:
+    """Tell whether a child, or a method of one, stands at the end of a path."""
+    for place, name in enumerate(path):
+        if name not in module._modules:
+            return place > 0 and callable(getattr(type(module), name, None))
+        module = module._modules[name] or nn.Identity()
+    return bool(path)
 
 
 def _public_methods(cls: type[nn.Module]) -> Iterator[types.FunctionType]:

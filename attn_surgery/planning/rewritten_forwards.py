@@ -13,7 +13,7 @@ from attn_surgery.host import (
     entry_name,
     likeness,
     public_methods_run,
-    read_by_other_methods,
+    run_by_other_methods,
     runs_its_children,
 )
 from attn_surgery.rewriting import (
@@ -82,7 +82,7 @@ class Forwards:
         """
         key = likeness(block)
         if key not in self._read:
-            self._read[key] = read_by_other_methods(block)
+            self._read[key] = run_by_other_methods(block)
         head = child.partition(".")[0]
         return head in self._read[key] or self._is_in_another_method(block, finding)
 
