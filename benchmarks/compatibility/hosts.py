@@ -107,7 +107,7 @@ TIMM = (
     "gernet_s nf_regnet_b0 regnetx_002 regnety_002 dla34 hrnet_w18_small cs3darknet_s "
     "xception41 mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small mnasnet_small "
     "fbnetc_100 spnasnet_100 hardcorenas_a mixnet_s tinynet_e efficientnet_lite0 "
-    "efficientnet_b0 efficientnetv2_rw_t ghostnetv2_100 mobilevit_xxs convnext_atto "
+    "efficientnet_b0 ghostnetv2_100 mobilevit_xxs convnext_atto "
     "convnextv2_atto edgenext_xx_small fastvit_t8 efficientvit_b0 starnet_s1 "
     "inception_next_atto efficientformerv2_s0 ecaresnet26t gcresnet33ts convformer_s18"
 ).split()
