@@ -55,7 +55,6 @@ class GCT(nn.Module):
         shape = (1, channels, *[1] * spatial_dims)
         self.epsilon: float = positive("epsilon", epsilon)
         self.dims = list(range(2, 2 + spatial_dims))
-        self.longest = channels**0.5
         self.alpha = nn.Parameter(torch.ones(shape))
         self.gamma = nn.Parameter(torch.zeros(shape))
         self.beta = nn.Parameter(torch.zeros(shape))
@@ -65,7 +64,7 @@ class GCT(nn.Module):
         batch = batched(x, len(self.dims))
         s = self.alpha * self._root(torch.linalg.vector_norm(batch, 2.0, self.dims, keepdim=True))
         size = self._root(torch.linalg.vector_norm(s, 2.0, [1], keepdim=True))
-        normed = s * self.longest / size
+        normed = s * self.alpha.shape[1] ** 0.5 / size
         gate = 1 + torch.tanh(self.gamma * normed + self.beta)
         return unbatched(gate, x, len(self.dims))
 

@@ -48,6 +48,8 @@ def torch_state(value: Any, names: Path) -> str:
             break
         asked, home = f"{value.__name__}.{name}", value
         value = vars(value).get(name, _COMPUTED)
+    if isinstance(value, types.ModuleType) and home is None:
+        return ""  # nothing of it is asked for
     if not _is_torchs(home if home is not None else value) or _is_pure(value, home):
         return ""
     return asked or f"{value.__module__}.{getattr(value, '__name__', type(value).__name__)}"
