@@ -1,5 +1,7 @@
 """Gated channel transformation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,16 +57,22 @@ class GCT(nn.Module):
         shape = (1, channels, *[1] * spatial_dims)
         self.epsilon: float = positive("epsilon", epsilon)
         self.dims = list(range(2, 2 + spatial_dims))
+        self.longest = channels**0.5
         self.alpha = nn.Parameter(torch.ones(shape))
         self.gamma = nn.Parameter(torch.zeros(shape))
         self.beta = nn.Parameter(torch.zeros(shape))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickled state, of earlier versions, too."""
+        super().__setstate__(state)
+        self.longest = self.alpha.shape[1] ** 0.5
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
         batch = batched(x, len(self.dims))
         s = self.alpha * self._root(torch.linalg.vector_norm(batch, 2.0, self.dims, keepdim=True))
         size = self._root(torch.linalg.vector_norm(s, 2.0, [1], keepdim=True))
-        normed = s * self.alpha.shape[1] ** 0.5 / size
+        normed = s * self.longest / size
         gate = 1 + torch.tanh(self.gamma * normed + self.beta)
         return unbatched(gate, x, len(self.dims))
 

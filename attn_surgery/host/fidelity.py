@@ -84,11 +84,12 @@ def inspect_forward(block: nn.Module) -> Fidelity:
         found.obstacles += code.obstacles
         if tests_values(function.__code__, owner):
             found.obstacles.append("tests what one of its values is")
-        if computes_names(function.__code__):
-            found.obstacles.append("reads attributes by computed names")
         found.reads_mode |= "training" in code.attributes
         by_dict = "__dict__" in code.attributes or "vars" in code.names
-        found.reaches_children |= by_dict or not _REACHING.isdisjoint(code.attributes)
+        reaches_children = by_dict or not _REACHING.isdisjoint(code.attributes)
+        found.reaches_children |= reaches_children
+        if computes_names(function.__code__) and not reaches_children:  # these names are watched
+            found.obstacles.append("reads attributes by computed names")
         found.reaches_below |= not _REACHING_BELOW.isdisjoint(code.attributes)
         named = resolve_names(function, code, found.obstacles)
         pending += ((each, block if _is_method(each, block) else None) for each in named)

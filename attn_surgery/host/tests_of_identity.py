@@ -116,11 +116,17 @@ def _operands(steps: list[dis.Instruction], place: int, own: str | None) -> list
         if steps[end].is_jump_target:  # several ways lead here, each with an operand of its own
             return [None]
         start, path = _operand_before(steps, end, own)
+        if step.opname == "IS_OP" and own is not None and _loads(steps, end - 1, own):
+            return []  # no traced value is the module itself
         if path is None:
             return [None]
         found.append(path)
         end = start
     return found
+
+
+def _loads(steps: list[dis.Instruction], place: int, own: str) -> bool:
+    return loads(steps[place], "FAST", "DEREF") == own
 
 
 def _operand_before(
