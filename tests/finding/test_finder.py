@@ -569,7 +569,8 @@ def gated_update_by_a_difference(self, x):
 
 def pyramid(self, x):
     ways = zip((self.conv1, self.conv1), (3, 5), strict=True)
-    return F.relu(sum(conv(F.max_pool2d(x, k, 1, k // 2)) for conv, k in ways))
+    total: Any = sum(conv(F.max_pool2d(x, k, 1, k // 2)) for conv, k in ways)
+    return F.relu(total)
 
 
 def modulated(self, x):
@@ -650,7 +651,7 @@ def test_different_arguments_are_different_tensors():
 class Masked(Block):
     """As in networks for speech, each block takes the same mask."""
 
-    def forward(self, x, mask):
+    def forward(self, x, mask):  # pyright: ignore[reportIncompatibleMethodOverride]
         return x + self.branch(x * mask) * mask
 
 
