@@ -104,7 +104,7 @@ def paths_off(code: types.CodeType, own: str) -> frozenset[Path]:
     """Return what a function, or one inside it, reads off one of its variables."""
     steps = steps_of(code)
     found = {
-        tuple(str(each.argval) for each in itertools.takewhile(_is_read, steps[place + 1 :]))
+        _read_off(steps, place)
         for place, step in enumerate(steps)
         if loads(step, "FAST", "DEREF") == own
     }
@@ -115,8 +115,13 @@ def paths_off(code: types.CodeType, own: str) -> frozenset[Path]:
 def _paths(steps: list[dis.Instruction]) -> Iterator[Path]:
     for place, step in enumerate(steps):
         if step.opname in _OUTSIDE:
-            read_off = itertools.takewhile(_is_read, steps[place + 1 :])
-            yield str(step.argval), *(str(each.argval) for each in read_off)
+            yield str(step.argval), *_read_off(steps, place)
+
+
+def _read_off(steps: list[dis.Instruction], place: int) -> Path:
+    """Return the attributes that are read off what an instruction loads."""
+    following = itertools.takewhile(_is_read, steps[place + 1 :])
+    return tuple(str(each.argval) for each in following)
 
 
 def _is_making(code: types.CodeType, written: dis.Instruction) -> bool:
@@ -182,14 +187,10 @@ def _is_addition(step: dis.Instruction) -> bool:
 @functools.lru_cache(maxsize=4096)
 def gives_a_value(code: types.CodeType) -> bool:
     """Tell whether a function returns anything but None, anywhere."""
-    steps = list(dis.get_instructions(code))
-    before = {step.offset: earlier for earlier, step in itertools.pairwise(steps)}
-    returned = [before.get(step.offset) for step in steps if step.opname == "RETURN_VALUE"]
-    return any(each is None or not _is_none(each) for each in returned)
-
-
-def _is_none(step: dis.Instruction) -> bool:
-    return step.opname == "LOAD_CONST" and step.argval is None
+    return any(
+        step.opname == "RETURN_VALUE" and (before.opname, before.argval) != ("LOAD_CONST", None)
+        for before, step in itertools.pairwise(steps_of(code))
+    )
 
 
 def is_asserted(frame: types.FrameType) -> bool:

@@ -39,8 +39,7 @@ class Forwards:
         self._originals: _Remembered[Original] = _Remembered()
         self._expressions: _Remembered[tuple[Expression, frozenset[Step]]] = _Remembered()
         self._rewritten: dict[object, Rewritten] = {}
-        self._public: dict[object, bool] = {}
-        self._read: dict[object, frozenset[str]] = {}
+        self._others: dict[object, tuple[frozenset[str], bool]] = {}
 
     def original(self, block: nn.Module) -> Original:
         """Trace the forward of ``block``, or return the trace of a block like it.
@@ -69,6 +68,11 @@ class Forwards:
         key = likeness(block), finding.spot
         return self._expressions.get(key, block, lambda: expression_of(block, finding))
 
+    def has_other_methods(self, block: nn.Module) -> bool:
+        """Tell whether others may run a part of the block by another method than its forward."""
+        read, is_public = self._beside(block)
+        return bool(read) or is_public
+
     def is_run_without(self, block: nn.Module, finding: Finding, child: str) -> bool:
         """Tell whether others may make the value without the forward, with what a child does.
 
@@ -80,19 +84,19 @@ class Forwards:
             finding: What was found in it.
             child: The path of a module in it.
         """
+        read, is_public = self._beside(block)
+        is_read = child.partition(".")[0] in read
+        return is_read or (is_public and self._is_in_another_method(block, finding))
+
+    def _beside(self, block: nn.Module) -> tuple[frozenset[str], bool]:
+        """Return the children that other methods run, and whether the forward calls public ones."""
         key = likeness(block)
-        if key not in self._read:
-            self._read[key] = run_by_other_methods(block)
-        head = child.partition(".")[0]
-        return head in self._read[key] or self._is_in_another_method(block, finding)
+        if key not in self._others:
+            self._others[key] = run_by_other_methods(block), bool(public_methods_run(block))
+        return self._others[key]
 
     def _is_in_another_method(self, block: nn.Module, finding: Finding) -> bool:
         """Tell whether the value is made in a method that others may call without the forward."""
-        key = likeness(block)
-        if key not in self._public:
-            self._public[key] = bool(public_methods_run(block))
-        if not self._public[key]:
-            return False
         try:
             expression, _ = self.expression(block, finding)
         except UnfaithfulError:

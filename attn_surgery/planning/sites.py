@@ -231,25 +231,24 @@ class Plan:
             layer4.0 to layer4.2  BasicBlock  bn2      512         2       rewrite
         """
         parts = [f"{len(self.sites)} site{'s' * (len(self.sites) != 1)} to cut"]
-        if len({str(each) for each in self.assignments}) == 1:
-            parts[0] += f", {'each ' * (len(self.sites) != 1)}with {self.assignments[0]}"
+        labels = [str(each) for each in self.assignments]
+        is_mixed = len(set(labels)) > 1
+        if labels and not is_mixed:
+            parts[0] += f", {'each ' * (len(self.sites) != 1)}with {labels[0]}"
         if not self.sites and not self.skipped:
             parts[0] += ": no residual block was found"
         if self.sites:
             columns = ["block", "type", "after", "channels", "dims", "method"]
             if any(site.existing for site in self.sites):
                 columns.append("existing")
-            parts.append(_table(self.sites, columns, fold, self._mixture()))
+            parts.append(
+                _table(self.sites, columns, fold, {"attention": labels} if is_mixed else {})
+            )
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
             columns = ["block", "type", "after", "existing", "reason"]
             parts.append(_table(self.skipped, columns, fold))
         return "\n\n".join(parts)
-
-    def _mixture(self) -> dict[str, list[str]]:
-        """Return a column for the attentions, where there are several."""
-        labels = [str(each) for each in self.assignments]
-        return {"attention": labels} if len(set(labels)) > 1 else {}
 
 
 _COLUMNS = {"type": "block_type", "dims": "spatial_dims"}

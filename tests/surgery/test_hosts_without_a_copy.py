@@ -70,7 +70,8 @@ class Holds(Block):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lock, self.draws, self.library = threading.Lock(), iter([]), torch
+        self.lock, self.draws = threading.Lock(), iter([])
+        self.functions = torch
         self.numbers = (each for each in range(3))
 
 
