@@ -7,7 +7,7 @@ said.
 
 from attn_surgery.dataflow.called_functions import argument, function_name
 from attn_surgery.dataflow.flow import Flow
-from attn_surgery.dataflow.following import followed, followed_every_way
+from attn_surgery.dataflow.following import followed, followed_every_way, followed_otherwise
 from attn_surgery.dataflow.node_kinds import Kind, is_item_set
 from attn_surgery.dataflow.shapes import LAST, MAPS, UNKNOWN, Shape
 from attn_surgery.dataflow.view_shapes import slices_channels
@@ -22,6 +22,7 @@ __all__ = [
     "argument",
     "followed",
     "followed_every_way",
+    "followed_otherwise",
     "function_name",
     "is_item_set",
     "slices_channels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from attn_surgery.dataflow.flow import Flow
-from attn_surgery.host import has_entry, is_only_optional, likeness, ways
+from attn_surgery.host import has_entry, is_only_optional, likeness, may_add, options, taken, ways
 from attn_surgery.tracing import is_primitive, trace
 
 
@@ -57,6 +58,20 @@ def followed_every_way(module: nn.Module) -> list[Flow]:
     return [Flow(each) for each in traces]
 
 
+def followed_otherwise(module: nn.Module) -> Iterator[Flow]:
+    """Follow a module's forward with other plain values than those it has, one after the other."""
+    required, *_ = known = list(ways(module))
+    for way in known:
+        traces, _ = trace(module, inline=True, passed=way, every_path=True)
+        yield from map(Flow, traces)
+    for option in options(module):
+        passed = required - {option.name}
+        given = {option.name: option.value} if option.is_argument else {}
+        with taken(module, option):
+            traces, _ = trace(module, inline=True, passed=passed, given=given, every_path=True)
+        yield from map(Flow, traces)
+
+
 def _followed(module: nn.Module, path: str) -> Followed:
     """Follow the forward for every choice of arguments that may lead to more of its modules."""
     result, hope = Followed(path), is_only_optional(module)
@@ -71,6 +86,10 @@ def _followed(module: nn.Module, path: str) -> Followed:
             hope |= bool(lost)
         if result.flows and not (hope and _is_left(module, result.modules)):
             break
+    if not result.flows and may_add(module) and len(next(ways(module))) > 1:
+        # an argument that has to be given may be no tensor
+        result.flows = list(itertools.islice(followed_otherwise(module), 1))
+        result.modules = {call.module for flow in result.flows for call in flow.trace.calls}
     return result
 
 

@@ -6,9 +6,10 @@ refusals), looked at for attention that it holds (gates, existing_attention), an
 asked position (positions) is told as the block's own forward sees it (spots).
 """
 
+from attn_surgery.finding.places import Finding, places_on
 from attn_surgery.finding.positions import OUTPUT, POSITIONS
 from attn_surgery.finding.spots import ELSEWHERE, Spot, Step, path_below
-from attn_surgery.finding.survey import Finding, Survey, places_on, survey
+from attn_surgery.finding.survey import Survey, survey
 
 __all__ = [
     "ELSEWHERE",

@@ -5,50 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from torch import fx, nn
+from torch import nn
 
-from attn_surgery.dataflow import MAPS, Flow, Kind, Shape, followed, followed_every_way
-from attn_surgery.finding.aliasing import CHANGED, changes_before_use
-from attn_surgery.finding.existing_attention import (
-    Held,
-    block_of,
-    encloses,
-    held_in,
-    held_outside,
-    holder_path,
-    whole_call,
-)
-from attn_surgery.finding.gates import behind, is_attention
-from attn_surgery.finding.positions import OUTPUT, target
+from attn_surgery.dataflow import Flow, followed, followed_every_way
+from attn_surgery.finding.places import Finding, findings_on
+from attn_surgery.finding.positions import OUTPUT
 from attn_surgery.finding.refusals import UNKNOWN_LAYOUT, UNKNOWN_NUMBERS
-from attn_surgery.finding.residual_blocks import Residual, block_around, residuals
-from attn_surgery.finding.spots import ELSEWHERE, Spot, path_below, place, place_output
+from attn_surgery.finding.residual_blocks import residuals
+from attn_surgery.finding.spots import ELSEWHERE, Spot
+from attn_surgery.finding.untaken_ways import places_on_untaken_ways
 from attn_surgery.host import MATCHES, likeness, may_add
-from attn_surgery.tracing import Call, index, owner
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One place for attention in a block."""
-
-    block: nn.Module
-    path: str
-    spot: Spot
-    shape: Shape
-    existing: str | None
-    width: int | None
-    """The number of channels that the block returns."""
-    refusal: str = ""
-    """Why no attention can go there; "" where it can."""
-    is_channels_last: bool = False
-    position: str = "standard"
-    replaces: bool = False
-    """Whether the attention goes where another one is."""
-    slot: str | None = None
-    """The path, inside the block, of the module that is the other one and nothing else."""
-    otherwise: frozenset[str] = frozenset()
-    """The modules in the block that do something else with the value on another way through it."""
+_Places: TypeAlias = dict[tuple[nn.Module, Spot], Finding]
 
 
 @dataclass
@@ -70,7 +40,7 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
     """
     result = Survey()
     paths = {module: path for path, module in reversed(list(model.named_modules()))}
-    found: dict[tuple[nn.Module, Spot], Finding] = {}
+    found: _Places = {}
     ways: list[tuple[Flow, list[Finding]]] = []
     fruitless: set[object] = set()
     for each in followed(reversed(paths.items())):
@@ -78,20 +48,57 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
         if not each.flows:
             result.untraced[each.path] = each.failure
         flows = (*each.flows, *_other_ways(each.flows, fruitless))
-        new = [(flow, _findings(flow, paths, position, replacing=replacing)) for flow in flows]
+        new = [(flow, findings_on(flow, paths, position, replacing=replacing)) for flow in flows]
         ways += new
         for finding in itertools.chain.from_iterable(findings for _, findings in new):
             key = (finding.block, finding.spot)
             if key not in found or found[key].refusal:
                 found[key] = finding
+    found = _without_doubles(_with_untaken(found, ways), ways)
     result.untraced |= _missed(ways, found.values(), paths)
     known = [
-        (flow, {(each.block, path) for each in new if not each.refusal for path in _beside(each)})
+        (flow, {module for each in new if not each.refusal for module in _beside(each).values()})
         for flow, new in ways
     ]
     result.findings = [
         replace(each, otherwise=frozenset(_otherwise(each, known))) for each in found.values()
     ]
+    return result
+
+
+def _with_untaken(found: _Places, ways: list[tuple[Flow, list[Finding]]]) -> _Places:
+    """Return the places, and after them those on ways that other plain values would lead."""
+    called = {module for flow, _ in ways for module in flow.known_calls}
+    every: _Places = {}
+    for key, finding in found.items():
+        every.setdefault(key, finding)
+        for flow, new in places_on_untaken_ways(finding, called):
+            ways.append((flow, new))
+            for each in new:
+                every.setdefault((each.block, each.spot), each)
+    return every
+
+
+def _without_doubles(found: _Places, ways: list[tuple[Flow, list[Finding]]]) -> _Places:
+    """Put a block's own place where a module around it has the same, made without its forward.
+
+    Such is what ``self.block.step(x)`` has made in a model's forward, where the forward of that
+    block has it made, too.
+    """
+    around = {
+        (each.source, module)
+        for flow, new in ways
+        for each in new
+        if each.source is not None and not each.refusal and each.position != OUTPUT
+        for module in each.block.modules()
+        if module is not each.block and module not in flow.known_calls
+    }
+    own = {each.source: each for each in found.values() if (each.source, each.block) in around}
+    result: _Places = {}
+    for each in found.values():
+        inner = own.get(each.source)
+        place = each if inner is None else replace(inner, is_made_by_others=True)
+        result.setdefault((place.block, place.spot), place)
     return result
 
 
@@ -106,33 +113,22 @@ def _missed(
     return {paths[module]: f"it {MATCHES}" for module in matched if module not in blocks}
 
 
-def _beside(finding: Finding) -> list[str]:
-    """Return the paths, inside the block, of the modules that make the value and take it."""
+def _beside(finding: Finding) -> dict[str, nn.Module]:
+    """Return the modules that make the value and take it, by their paths inside the block."""
     paths = (finding.spot.source, finding.spot.taker)
-    return [path for path in paths if path and path != ELSEWHERE]
+    return {path: finding.block.get_submodule(path) for path in paths if path and path != ELSEWHERE}
 
 
-def _otherwise(
-    finding: Finding, ways: list[tuple[Flow, set[tuple[nn.Module, str]]]]
-) -> Iterator[str]:
+def _otherwise(finding: Finding, ways: list[tuple[Flow, set[nn.Module]]]) -> Iterator[str]:
     """Yield the modules by which the value is made or taken, but not on all ways they are called.
 
     Where a forward looks a value up, or matches it, which other ways there are is not known.
     """
-    block = finding.block
-    for path in _beside(finding):
-        module = block.get_submodule(path)
+    for path, module in _beside(finding).items():
         for flow, beside in ways:
-            is_called = module in flow.known_calls and (block, path) not in beside
-            if is_called or flow.trace.is_one_of_many(block):
+            is_called = module in flow.known_calls and module not in beside
+            if is_called or flow.trace.is_one_of_many(finding.block):
                 yield path
-
-
-def places_on(flow: Flow, finding: Finding) -> list[Finding]:
-    """Return the places for attention in the block of a finding, on one way through that block."""
-    paths = {module: path for path, module in flow.trace.root.module.named_modules()}
-    found = _findings(flow, paths, finding.position, replacing=False)
-    return [each for each in found if each.block is finding.block and not each.refusal]
 
 
 def _other_ways(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:
@@ -153,153 +149,3 @@ def _holds_block(flow: Flow) -> bool:
     return any(
         residual.refusal in ("", UNKNOWN_LAYOUT, UNKNOWN_NUMBERS) for residual in residuals(flow)
     )
-
-
-def _findings(
-    flow: Flow, paths: dict[nn.Module, str], position: str, *, replacing: bool
-) -> list[Finding]:
-    """Return the places for attention, in forward order."""
-    if position == OUTPUT:
-        return list(_outputs(flow, paths))
-    found = residuals(flow)
-    found = [_judged_among(flow, residual, found) for residual in found]
-    findings: list[tuple[int, Finding]] = []
-    replaced: list[tuple[Held, Call]] = []
-    for residual in found:
-        held = [] if residual.refusal else held_in(flow, residual, found)
-        if replacing and held:
-            block = block_around(residual.end, residual.addition)
-            replaced += [(each, block) for each in held]
-        else:
-            finding = _place_for_one_more(flow, residual, held, position, paths)
-            findings.append((index(residual.addition), finding))
-    if replacing:
-        replaced += [(each, block_of(flow, each)) for each in held_outside(flow, found)]
-        findings += _replacements(flow, replaced, paths)
-    return [finding for _, finding in sorted(findings, key=lambda each: each[0])]
-
-
-def _outputs(flow: Flow, paths: dict[nn.Module, str]) -> Iterator[Finding]:
-    """Yield the place after each module that returns a map."""
-    returned = {call.module: (call.node, call) for call in flow.trace.calls}
-    for node in flow.inputs:
-        module = flow.trace.called_module(node)
-        if module is not None:
-            returned[module] = (node, owner(node))
-    for module, (value, call) in sorted(returned.items(), key=lambda each: paths[each[0]]):
-        if value is None or value not in flow.inputs or flow.shape(value).layout != MAPS:
-            continue
-        spot = place_output(flow, value, call, module)
-        is_again = flow.call_counts[module] > 1
-        refusal = "it is called more than once" if is_again else _shape_refusal(flow.shape(value))
-        if not refusal and changes_before_use(flow, value):
-            refusal = CHANGED
-        shape = flow.shape(value)
-        yield Finding(module, paths[module], spot, shape, None, shape.channels, refusal)
-
-
-def _place_for_one_more(
-    flow: Flow,
-    residual: Residual,
-    held: list[Held],
-    position: str,
-    paths: dict[nn.Module, str],
-) -> Finding:
-    goal = target(flow, residual, position)
-    call, spot = place(flow, goal.value, goal.into, goal.block)
-    spot = replace(spot, is_read_late=goal.is_read_late)
-    return Finding(
-        call.module,
-        paths[call.module],
-        spot,
-        goal.shape,
-        holder_path(flow, held[0], call, paths) if held else None,
-        residual.shape.channels,
-        goal.refusal,
-        is_channels_last=goal.is_channels_last,
-        position=position,
-    )
-
-
-def _replacements(
-    flow: Flow, held: list[tuple[Held, Call]], paths: dict[nn.Module, str]
-) -> Iterator[tuple[int, Finding]]:
-    """Yield the places of the attentions, each once however many gates it has."""
-    done: set[nn.Module] = set()
-    for each, block in sorted(held, key=lambda each: index(each[0].result)):
-        if any(call.module in done for call in owner(each.result).lineage()):
-            continue
-        whole = whole_call(flow, each, block)
-        if whole is not None:
-            done.add(whole[0].module)
-            finding = _swap(flow, each, block, whole, paths)
-        else:
-            finding = _place_instead(flow, each, paths)
-        yield index(each.result), finding
-
-
-def _swap(
-    flow: Flow,
-    held: Held,
-    block: Call,
-    whole: tuple[Call, fx.Node],
-    paths: dict[nn.Module, str],
-) -> Finding:
-    """Return the place of an attention that is a module of its own."""
-    called, taken = whole
-    return Finding(
-        block.module,
-        paths[block.module],
-        place(flow, taken, (), block)[1],
-        flow.shape(taken),
-        holder_path(flow, held, block, paths),
-        _width(flow, block),
-        _shape_refusal(flow.shape(taken)) or _return_refusal(flow, called, taken),
-        slot=path_below(block.module, called.module),
-    )
-
-
-def _return_refusal(flow: Flow, called: Call, taken: fx.Node) -> str:
-    """Refuse an attention that changes its map in place, and is read by that."""
-    assert called.node is not None
-    end = index(called.node)
-    late = [user for user in taken.users if index(user) > end and user is not called.node]
-    if flow.becomes(taken, called.node) and called.node is not taken and late:
-        return "its attention changes the map in place, and what it returns is not what is used"
-    return ""
-
-
-def _place_instead(flow: Flow, held: Held, paths: dict[nn.Module, str]) -> Finding:
-    """Return the place of an attention that a forward spells out among other things."""
-    call = owner(held.result)
-    spot = place(flow, held.factor, (held.result,), call)[1]
-    reshaped = behind(flow, held.factor, {Kind.IDENTITY}) is not held.source
-    return Finding(
-        call.module,
-        paths[call.module],
-        replace(spot, in_place=flow.is_in_place(held.result)),
-        flow.shape(held.source),
-        holder_path(flow, held, call, paths),
-        _width(flow, call),
-        _shape_refusal(flow.shape(held.source))
-        or ("its attention scales something else than the map" if reshaped else ""),
-        replaces=True,
-    )
-
-
-def _width(flow: Flow, call: Call) -> int | None:
-    is_value = call.node is not None and call.node in flow.inputs
-    return flow.shape(call.node).channels if is_value and call.node else None
-
-
-def _shape_refusal(shape: Shape) -> str:
-    return "" if shape.is_map else "the shape of what its attention receives is unknown"
-
-
-def _judged_among(flow: Flow, residual: Residual, found: list[Residual]) -> Residual:
-    """Refuse the addition of an attention module that stands in the branch of a block."""
-    if residual.refusal or not is_attention(flow, residual):
-        return residual
-    if any(encloses(flow, other, residual) for other in found if not other.refusal):
-        return replace(residual, refusal="the addition is inside an attention module")
-    return residual

@@ -46,6 +46,7 @@ from attn_surgery.host.inputs import (
 )
 from attn_surgery.host.lent_tensors import lent_tensors
 from attn_surgery.host.load import load_model
+from attn_surgery.host.options import options, taken
 from attn_surgery.host.other_methods import public_methods_run, run_by_other_methods
 from attn_surgery.host.reachable_state import (
     ReachableState,
@@ -98,6 +99,7 @@ __all__ = [
     "may_add",
     "meta_copy",
     "noted",
+    "options",
     "own_attributes",
     "parameters_of",
     "parse_input",
@@ -113,6 +115,7 @@ __all__ = [
     "signature",
     "spells_addition",
     "steps_from",
+    "taken",
     "undisturbed_randomness",
     "unwrapped",
     "watched_attributes",

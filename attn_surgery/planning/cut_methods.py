@@ -92,10 +92,11 @@ def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) ->
     if finding.slot is not None:
         return _swap(finding, finding.slot, owners)
     block = finding.block
-    if not finding.replaces and forwards.has_other_methods(block):
+    is_by_others = finding.is_made_by_others
+    if not finding.replaces and (is_by_others or forwards.has_other_methods(block)):
         # a new forward would leave out what others get by these
         for holder, is_before, obstacle in _attachments(finding, owners):
-            if not obstacle and forwards.is_run_without(block, finding, holder):
+            if not obstacle and (is_by_others or forwards.is_run_without(block, finding, holder)):
                 return Method("attach", step.name or "input", holder, is_before)
     try:
         if finding.replaces and is_graph_module(block):

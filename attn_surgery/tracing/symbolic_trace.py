@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -28,6 +28,7 @@ from attn_surgery.host import (
 )
 from attn_surgery.tracing.asked_types import taken_for_tensors
 from attn_surgery.tracing.einops_calls import recorded_patterns
+from attn_surgery.tracing.failures import one_line
 from attn_surgery.tracing.insisting_calls import guessed_arguments
 from attn_surgery.tracing.module_calls import remembered
 from attn_surgery.tracing.proxies import OneStep, Watched
@@ -35,7 +36,7 @@ from attn_surgery.tracing.returned_values import returns_noted
 from attn_surgery.tracing.set_aside import set_aside
 from attn_surgery.tracing.tensor_factories import recorded_factories
 from attn_surgery.tracing.trace_graph import Trace
-from attn_surgery.tracing.tracer import Tracer, known_type, one_line
+from attn_surgery.tracing.tracer import Tracer, known_type
 from attn_surgery.tracing.unusual_convolutions import unusual_convolutions
 
 MAX_PATHS = 8
@@ -48,6 +49,7 @@ def trace(
     training: bool = False,
     inline: bool = False,
     passed: frozenset[str] | None = None,
+    given: Mapping[str, Any] | None = None,
     every_path: bool = False,
     places: bool = False,
 ) -> tuple[list[Trace], str]:
@@ -59,6 +61,7 @@ def trace(
         inline: Whether children are followed down to torch's own modules, or kept whole.
         passed: The arguments that are traced values, the others taking their defaults; None for
             all.
+        given: Plain values for other arguments, in place of their defaults.
         every_path: Whether to go on after the first way that could be followed to its end.
         places: Whether the nodes know where in the code they are made, as they do of children that
             are kept whole.
@@ -74,17 +77,17 @@ def trace(
         if not pending or (traces and not every_path):
             break
         answers = pending.pop(0)
-        tracer = Tracer(module, inline, passed, answers, places=places)
+        tracer = Tracer(module, inline, passed, answers, given=given or {}, places=places)
         try:
-            result, given = _run(tracer, training), tracer.answers
+            result, answered = _run(tracer, training), tracer.answers
         finally:
             vars(tracer).clear()  # it stands in cycles of fx's, and the module would with it
         if isinstance(result, Trace):
             traces.append(result)
         else:
             failure = failure or result
-        flips = range(len(answers), len(given))
-        pending += [(*given[:i], not given[i]) for i in flips]
+        flips = range(len(answers), len(answered))
+        pending += [(*answered[:i], not answered[i]) for i in flips]
     return sorted(traces, key=lambda found: len(found.opaque)), failure
 
 

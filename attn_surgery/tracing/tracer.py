@@ -8,10 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.fx.proxy import TraceError
 
 from attn_surgery.errors import is_exhausted
 from attn_surgery.host import (
@@ -31,11 +29,11 @@ from attn_surgery.host import (
     place_in_code,
 )
 from attn_surgery.tracing.einops_calls import called_for, is_layer_of_patterns
+from attn_surgery.tracing.failures import one_line
 from attn_surgery.tracing.foreign_reads import ForeignReads
 from attn_surgery.tracing.module_calls import at_work, modules_intercepted
 from attn_surgery.tracing.proxies import (
     Value,
-    ValueWithClass,
     Watched,
     is_primitive,
     listings_noted,
@@ -54,6 +52,7 @@ class Tracer(fx.Tracer):
         passed: frozenset[str] | None,
         answers: tuple[bool, ...],
         *,
+        given: Mapping[str, Any],
         places: bool = False,
     ):
         super().__init__(autowrap_modules=(math,))
@@ -63,7 +62,7 @@ class Tracer(fx.Tracer):
         self.opaque: list[str] = []
         self.inline = inline
         self.places = places or not inline
-        self.passed = passed
+        self.passed, self.given = passed, given
         self.answers = list(answers)
         self.asked = 0
         self.made = 0
@@ -118,6 +117,8 @@ class Tracer(fx.Tracer):
         return forward, args
 
     def _argument(self, parameter: inspect.Parameter) -> Any:
+        if parameter.name in self.given:
+            return self.given[parameter.name]
         has_default = parameter.default is not parameter.empty
         is_passed = self.passed is None or parameter.name in self.passed
         if has_default and not is_passed:
@@ -325,19 +326,6 @@ def known_type(annotation: Any) -> Any:
     return (
         None if annotation is inspect.Parameter.empty or isinstance(annotation, str) else annotation
     )
-
-
-def one_line(error: Exception) -> str:
-    """Write an error as one line, in words that say nothing of how a trace is made."""
-    if isinstance(error, TraceError):
-        return "needs to know what a tensor holds, to unpack it"
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if "instead found type 'Value" in text:  # no tensor, to TorchScript
-        return "calls a function that TorchScript compiled, which cannot be followed"
-    for cls in (Value, ValueWithClass, fx.Proxy):
-        text = text.replace(str(cls), "a traced tensor").replace(f"'{cls.__name__}'", "'Tensor'")
-        text = re.sub(rf"\b(got|not) {cls.__name__}\b", r"\1 a traced tensor", text)
-    return text
 
 
 def _is_users_function(target: Any) -> bool:

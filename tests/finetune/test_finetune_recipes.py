@@ -21,6 +21,8 @@ NAMES = [
     "efficientnet_lite0_transfer",
     "fashion_mnist",
     "imagenet_resnet50_cbam",
+    "lite0_adapter",
+    "lite0_adapter_norms",
     "mixed_domains",
     "mixed_domains_norms",
     "segmentation_deeplab",

@@ -1,0 +1,352 @@
+"""Whatever value chooses the way, and whichever method is called: each branch has its attention."""
+
+from __future__ import annotations
+
+import copy
+import enum
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import attn_surgery
+
+
+class Kind(enum.Enum):
+    PHOTO = "photo"
+    SKETCH = "sketch"
+
+
+class Block(nn.Module):
+    """The parts of a block with norms to choose from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.bn3 = nn.BatchNorm2d(8)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.by_name = nn.ModuleDict({name: nn.BatchNorm2d(8) for name in ("photo", "sketch")})
+        self.domain = 0
+        self.name = "photo"
+        self.kind = Kind.PHOTO
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        return self.conv2(F.relu(self.bn1(self.conv1(x))))
+
+
+class ArgumentEqual(Block):
+    def forward(self, x: Tensor, domain: int = 0) -> Tensor:
+        y = self._convolved(x)
+        y = self.bn2(y) if domain == 0 else self.bn3(y)
+        return F.relu(x + y)
+
+
+class ArgumentTrue(Block):
+    def forward(self, x: Tensor, other: bool = False) -> Tensor:
+        y = self._convolved(x)
+        norm = self.bn3 if other else self.bn2
+        return F.relu(x + norm(y))
+
+
+class ArgumentThere(Block):
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        y = self._convolved(x)
+        y = self.bn2(y) if scale is None else self.bn3(y) * scale
+        return F.relu(x + y)
+
+
+class ArgumentCounts(Block):
+    def forward(self, x: Tensor, domain: int = 0) -> Tensor:
+        return F.relu(x + self.norms[domain](self._convolved(x)))
+
+
+class ArgumentNames(Block):
+    def forward(self, x: Tensor, name: str = "photo") -> Tensor:
+        return F.relu(x + self.by_name[name](self._convolved(x)))
+
+
+class ArgumentNeeded(Block):
+    def forward(self, x: Tensor, name: str) -> Tensor:
+        return F.relu(x + self.by_name[name](self._convolved(x)))
+
+
+class AttributeEqual(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        y = self.bn2(y) if self.domain == 0 else self.bn3(y)
+        return F.relu(x + y)
+
+
+class AttributeCounts(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norms[self.domain](self._convolved(x)))
+
+
+class AttributeNames(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.by_name[self.name](self._convolved(x)))
+
+
+class AttributeOfAKind(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.kind is Kind.PHOTO else self.bn3(y)))
+
+
+class AttributeReturns(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        if self.domain == 1:
+            return F.relu(x + self.bn3(y))
+        return F.relu(x + self.bn2(y))
+
+
+class AttributeInAMethod(Block):
+    def _normed(self, y: Tensor) -> Tensor:
+        return self.bn2(y) if self.domain == 0 else self.bn3(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self._normed(self._convolved(x)))
+
+
+class AttributeOfTheClass(Block):
+    is_plain = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.is_plain else self.bn3(y)))
+
+
+class AttributeInAName(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.domain = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + getattr(self, f"bn{self.domain}")(y))
+
+
+class Net(nn.Module):
+    a: Any
+    b: Any
+    blocks: Any
+
+    def __init__(self, block: type[Block]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a, self.b = block(), block()
+        self.blocks = nn.ModuleList([block()])
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        x = self.b(self.a(self.stem(x), *args), *args)
+        for block in self.blocks:
+            x = block(x, *args)
+        return x.mean((2, 3))
+
+
+def _set(net: Net, **attributes: Any) -> None:
+    for block in (net.a, net.b, *net.blocks):
+        for name, value in attributes.items():
+            setattr(block, name, value)
+
+
+def _check(net: nn.Module, before: nn.Module, *args: Any) -> None:
+    """Check that the attention of each of the three blocks runs, once, and changes nothing."""
+    ran: list[str] = []
+    handles = [
+        attention.register_forward_hook(lambda *_, path=path: ran.append(path))
+        for path, attention in attn_surgery.inserted(net).items()
+    ]
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(net(x, *args), before(x, *args))
+    for each in handles:
+        each.remove()
+    blocks = [".".join(path.split(".")[:2]) if path[:6] == "blocks" else path[0] for path in ran]
+    assert blocks == ["a", "b", "blocks.0"]
+
+
+def _named(value: object) -> str:
+    return getattr(value, "__name__", "")
+
+
+ARGUMENTS: list[tuple[type[Block], list[tuple[Any, ...]]]] = [
+    (ArgumentEqual, [(), (1,), (0,)]),
+    (ArgumentTrue, [(), (True,)]),
+    (ArgumentThere, [(), (0.5,)]),
+    (ArgumentCounts, [(), (1,), (2,)]),
+    (ArgumentNames, [(), ("sketch",)]),
+    (ArgumentNeeded, [("photo",), ("sketch",)]),
+]
+
+
+@pytest.mark.parametrize(("block", "ways"), ARGUMENTS, ids=_named)
+@pytest.mark.parametrize("training", [False, True])
+def test_an_argument_chooses_the_end(
+    block: type[Block], ways: list[tuple[Any, ...]], training: bool
+) -> None:
+    net = Net(block).train(training)
+    before = copy.deepcopy(net)
+    attn_surgery.apply(net, "se")
+    for args in ways:
+        _check(net, before, *args)
+    assert attn_surgery.remove(net).state_dict().keys() == before.state_dict().keys()
+
+
+ATTRIBUTES: list[tuple[type[Block], list[dict[str, Any]]]] = [
+    (AttributeEqual, [{"domain": 1}, {"domain": 0}]),
+    (AttributeCounts, [{"domain": 1}, {"domain": 2}, {"domain": 0}]),
+    (AttributeNames, [{"name": "sketch"}, {"name": "photo"}]),
+    (AttributeOfAKind, [{"kind": Kind.SKETCH}, {"kind": Kind.PHOTO}]),
+    (AttributeReturns, [{"domain": 1}]),
+    (AttributeInAMethod, [{"domain": 1}]),
+    (AttributeOfTheClass, [{"is_plain": False}]),
+    (AttributeInAName, [{"domain": 3}]),
+]
+
+
+@pytest.mark.parametrize(("block", "ways"), ATTRIBUTES, ids=_named)
+@pytest.mark.parametrize("training", [False, True])
+def test_an_attribute_chooses_the_end(
+    block: type[Block], ways: list[dict[str, Any]], training: bool
+) -> None:
+    net = Net(block).train(training)
+    before = copy.deepcopy(net)
+    attn_surgery.apply(net, "se")
+    for attributes in ({}, *ways):
+        _set(net, **attributes)
+        _set(before, **attributes)
+        _check(net, before)
+        _check(copy.deepcopy(net), before)
+
+
+class Given(Net):
+    """Gives each block another value, none of them the default."""
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        x = self.b(self.a(self.stem(x), *(args or (1,))), *(args or (2,)))
+        return self.blocks[0](x, *args).mean((2, 3))
+
+
+@pytest.mark.parametrize("args", [(), (0,), (1,), (2,)])
+def test_a_whole_gives_the_argument(args: tuple[int, ...]) -> None:
+    net = Given(ArgumentCounts).eval()
+    before = copy.deepcopy(net)
+    attn_surgery.apply(net, "se")
+    _check(net, before, *args)
+
+
+def test_planning_leaves_attributes_as_they_are() -> None:
+    net = Net(AttributeOfTheClass)
+    before = [dict(vars(each)) for each in net.modules()]
+    attn_surgery.plan(net, "se")
+    assert [dict(vars(each)) for each in net.modules()] == before
+
+
+class ChoosingNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(2))
+        self.domain = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[self.domain](x)
+
+
+class WithAChoosingNorm(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = ChoosingNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self._convolved(x)))
+
+
+class Masked(Block):
+    """What the other value adds is no other end."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, twice: bool = False) -> Tensor:
+        y = self.bn2(self._convolved(x))
+        y = self.bn3(y) if twice else y
+        return F.relu(x + (y if mask is None else y * mask))
+
+
+@pytest.mark.parametrize("block", [WithAChoosingNorm, Masked])
+def test_one_end_has_one_attention(block: type[Block]) -> None:
+    assert len(attn_surgery.plan(Net(block), "se").sites) == 3
+
+
+class Stepping(Block):
+    def step(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self._convolved(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x)
+
+
+class SteppingBeside(Stepping):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self._convolved(x)))
+
+
+class Underscored(Block):
+    def _step(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self._convolved(x)))
+
+    step = _step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._step(x)
+
+
+class Branching(Block):
+    def step(self, x: Tensor) -> Tensor:
+        return self.bn2(self._convolved(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.step(x))
+
+
+class ByMethods(Net):
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        x = self.b.step(self.a.step(self.stem(x)))
+        for block in self.blocks:
+            x = block.step(x)
+        return x.mean((2, 3))
+
+
+class ByBoth(Net):
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        return self.blocks[0](self.b.step(self.a(self.stem(x)))).mean((2, 3))
+
+
+class AddingItself(Net):
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.a.step(x))
+        x = F.relu(x + self.b.step(x))
+        return self.blocks[0](x).mean((2, 3))
+
+
+METHODS = [
+    (net, block) for net in (ByMethods, ByBoth) for block in (Stepping, SteppingBeside, Underscored)
+]
+
+
+@pytest.mark.parametrize(("net", "block"), [*METHODS, (AddingItself, Branching)])
+def test_a_whole_calls_another_method(net: type[Net], block: type[Block]) -> None:
+    model = net(block).eval()
+    before = copy.deepcopy(model)
+    plan = attn_surgery.plan(model, "se")
+    assert [each.block for each in plan.sites] == ["a", "b", "blocks.0"]
+    _check(attn_surgery.apply(model, plan), before)
+    for one, other in zip(model.children(), before.children(), strict=True):
+        if isinstance(one, Block):  # whoever calls a block has its attention, too
+            x = torch.randn(2, 8, 8, 8)
+            assert torch.equal(one(x), other(x))
+            assert len(attn_surgery.inserted(one)) == 1
