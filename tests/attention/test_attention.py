@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -747,6 +748,23 @@ class TestRegistry:
         attention = build(SEModule, C, options={"rd_ratio": 0.25})
         assert torch.equal(attention(x), x)
         assert not torch.equal(build(SEModule, C, init="paper")(x), x)
+
+    def test_a_module_that_cannot_be_copied_is_tried_all_the_same(self):
+        class Counting(nn.Module):
+            def __init__(self, channels: int):
+                super().__init__()
+                self.norm = nn.BatchNorm2d(channels)
+                self.lock = threading.Lock()
+                self.calls = 0
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                self.calls += 1
+                return self.norm(x).sigmoid() * x
+
+        x, attention = a_map(), build(Counting, C)
+        assert isinstance(attention, IdentityStart)
+        assert torch.equal(attention.eval()(x), x)
+        assert (attention.f.calls, int(attention.f.norm.num_batches_tracked)) == (1, 0)
 
     def test_failing_builder(self):
         def picky(channels: int, groups: int = 3) -> nn.Module:

@@ -2,12 +2,15 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attn_surgery.errors import SurgeryError, is_exhausted
+from attn_surgery.host import in_mode, lent_tensors
 
 _SIDES = (8, 14)
 """Sides of the maps that an attention is tried on: a multiple of 8, and one of 7."""
@@ -59,7 +62,7 @@ def check_forward(attention: nn.Module, channels: int, spatial_dims: int) -> Non
     """Run an attention on a small map.
 
     Args:
-        attention: The module; a copy of it is run, where its parameters are.
+        attention: The module; a copy of it is run, where its parameters are, or itself, put back.
         channels: C of the map.
         spatial_dims: How many spatial dimensions the map has.
 
@@ -133,9 +136,13 @@ def takes_any_batch(attention: nn.Module, channels: int, spatial_dims: int) -> b
         (True, False)
     """
     x, _ = _tried(attention, channels, spatial_dims, training=False)
-    tried = copy.deepcopy(attention).eval()
     try:
-        with torch.no_grad(), x.device, warnings.catch_warnings():
+        with (
+            _on_trial(attention, training=False) as tried,
+            torch.no_grad(),
+            x.device,
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("error")
             first, alone, none = tried(x[:1].clone()), tried(x[0].clone()), tried(x[:0].clone())
     except Exception as error:  # whatever it raises or warns of, it does not take them
@@ -153,6 +160,21 @@ def _like(attention: nn.Module) -> Tensor:
     return torch.empty(0, device=device, dtype=dtype)
 
 
+@contextmanager
+def _on_trial(attention: nn.Module, *, training: bool) -> Iterator[nn.Module]:
+    """Yield a copy of an attention, or, where none can be made, itself on copies of its tensors."""
+    try:
+        copied = copy.deepcopy(attention).train(training)
+    except Exception as error:  # a lock, a generator, a tensor that was computed
+        if is_exhausted(error):
+            raise
+    else:
+        yield copied
+        return
+    with lent_tensors(attention, Tensor.clone), in_mode([*attention.modules()], training):
+        yield attention
+
+
 def _tried(
     attention: nn.Module,
     channels: int,
@@ -161,8 +183,7 @@ def _tried(
     training: bool,
     channels_last: bool = False,
 ) -> tuple[Tensor, object]:
-    tried = copy.deepcopy(attention).train(training)
-    like = _like(tried)
+    like = _like(attention)
     failure = ""
     for side in _SIDES:
         shape = (2, channels, *[side] * spatial_dims)
@@ -170,7 +191,7 @@ def _tried(
         if channels_last:
             x = x.movedim(1, -1).contiguous().movedim(-1, 1)
         try:
-            with torch.no_grad(), like.device:
+            with _on_trial(attention, training=training) as tried, torch.no_grad(), like.device:
                 return x, tried(x.clone())
         except Exception as error:
             if is_exhausted(error):
