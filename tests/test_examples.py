@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy
 import pytest
 import timm
 import torch
@@ -90,6 +91,32 @@ def test_photographs(tmp_path, monkeypatch):
         assert all(photographs.split_of(name) == split for name in several)
     with Image.open(tmp_path / "train" / "astronaut.png") as image:
         assert (image.size, image.mode) == ((512, 512), "RGB")
+
+
+def test_scenes(tmp_path, monkeypatch):
+    needed("skimage.data")
+    scenes = example("scenes")
+    shirt = Image.new("L", (28, 28))
+    shirt.paste(200, (4, 4, 24, 24))
+    monkeypatch.setattr(
+        "torchvision.datasets.FashionMNIST", lambda root, train, download: [(shirt, 6)] * 5
+    )
+    scenes.make(tmp_path, tmp_path / "data", {"train": 3, "val": 2})
+    assert set(scenes.PHOTOGRAPHS["train"]).isdisjoint(scenes.PHOTOGRAPHS["val"])
+    for split, count in (("train", 3), ("val", 2)):
+        parts = [tmp_path / split / part for part in ("images", "masks")]
+        names, others = ([each.name for each in sorted(part.iterdir())] for part in parts)
+        assert names == others
+        assert len(names) == count
+        for name in names:
+            image, mask = (Image.open(part / name) for part in parts)
+            assert (image.size, image.mode) == ((64, 64), "RGB")
+            assert (mask.size, mask.mode) == ((64, 64), "L")
+            assert mask.getextrema() == (0, 7)
+            pairs = zip(numpy.asarray(image)[..., 0].flat, numpy.asarray(mask).flat, strict=True)
+            inside = {int(light) for light, number in pairs if number}
+            assert 200 in inside
+            assert min(inside) >= 48
 
 
 def test_plain_pytorch(tmp_path):

@@ -46,6 +46,7 @@ ROOMS = [
     "finetune.lite0",
     "finetune.small_resnet",
     "finetune.small_restorer",
+    "finetune.small_segmenter",
     "finetune.hosts",
     "finetune.training",
     "finetune.experiment",

@@ -42,9 +42,9 @@ class SmallResNet(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(width, width, n, stride=1)
-        self.layer2 = _stage(width, 2 * width, n, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, n, stride=2)
+        self.layer1 = stage(width, width, n, stride=1)
+        self.layer2 = stage(width, 2 * width, n, stride=2)
+        self.layer3 = stage(2 * width, 4 * width, n, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, classes)
 
@@ -55,7 +55,8 @@ class SmallResNet(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
 
-def _stage(inputs: int, width: int, n: int, stride: int) -> nn.Sequential:
+def stage(inputs: int, width: int, n: int, stride: int) -> nn.Sequential:
+    """Build ``n`` basic blocks, the first of which changes width and resolution."""
     projection = None
     if stride != 1 or inputs != width:
         layers = {"0": nn.Conv2d(inputs, width, 1, stride, bias=False), "1": nn.BatchNorm2d(width)}

@@ -764,7 +764,8 @@ class TestRegistry:
         x, attention = a_map(), build(Counting, C)
         assert isinstance(attention, IdentityStart)
         assert torch.equal(attention.eval()(x), x)
-        assert (attention.f.calls, int(attention.f.norm.num_batches_tracked)) == (1, 0)
+        assert isinstance(attention.f, Counting)
+        assert (attention.f.calls, attention.f.norm.num_batches_tracked) == (1, 0)
 
     def test_failing_builder(self):
         def picky(channels: int, groups: int = 3) -> nn.Module:

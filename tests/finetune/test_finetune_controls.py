@@ -115,8 +115,8 @@ class TestRecipe:
                 "'scale' has no option 'ratio'",
             ),
             (
-                {"controls": ["norms"], "data": within("data", task="segmentation")},
-                "'norms' trains the head of a classification",
+                {"controls": ["head"], "data": within("data", task="segmentation")},
+                "'head' trains the head of a classification",
             ),
             ({"stages": [{"head_lr_scale": -1}]}, "head_lr_scale=-1.0 must be at least 0"),
         ],

@@ -26,6 +26,7 @@ NAMES = [
     "mixed_domains",
     "mixed_domains_norms",
     "segmentation_deeplab",
+    "segmentation_small",
 ]
 FOLDER = Path(attn_surgery.__file__).parents[1] / "recipes"
 ON_CPU = ["device=cpu", "threads=1", "report_seconds=0", "seeds=1", "data.workers=0"]

@@ -47,11 +47,13 @@ def scikit_digits(data: Data, train: bool) -> Source:
 
 
 def image_folder(data: Data, train: bool) -> Source:
-    """Return an image folder, with the same classes in both splits."""
+    """Return an image folder: with the same classes in both splits, or what a dense task takes."""
     _refuse_options(data)
     root = Path(data.root)
     if data.task == "restoration":
         return images_below(root / (data.train_split if train else data.val_split))
+    if data.task == "segmentation":
+        return _images_and_masks(root / (data.train_split if train else data.val_split))
     own, other = data.train_split, data.val_split
     classes = {split: _class_folders(root, split) for split in (own, other)}
     for split, rest in ((own, other), (other, own)):
@@ -108,6 +110,31 @@ def images_below(folder: Path) -> Source:
     if not paths:
         raise SurgeryError(f"{folder} has no images")
     return Source(_Files(paths), 0, [str(path) for path in paths])
+
+
+def _images_and_masks(folder: Path) -> Source:
+    """Return the images of a folder's ``images``, with the masks of the same names in ``masks``.
+
+    Raises:
+        SurgeryError: There are none, or an image has no mask.
+    """
+    images = images_below(folder / "images")
+    paths = [Path(name).relative_to(folder / "images") for name in images.names]
+    masks = [(folder / "masks" / path).with_suffix(".png") for path in paths]
+    if missing := [each for each in masks if not each.is_file()]:
+        raise SurgeryError(f"{missing[0]} is missing: each image has a mask, a class a pixel")
+    return Source(_Pairs(images.samples, masks), 0, images.names)
+
+
+class _Pairs:
+    def __init__(self, images: _Files, masks: list[Path]):
+        self.images, self.masks = images, masks
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+        return self.images[index][0], read_image(self.masks[index])
 
 
 class _Files:

@@ -118,7 +118,7 @@ def open_data(data: Data, model: nn.Module | None, transforms: Transforms) -> Sp
         _classes(data, sources),
         tuple(config["input_size"]),
         unlabelled,
-        prepared(True) if domains and data.task == "classification" else train,
+        prepared(True) if domains and data.task != "restoration" else train,
         domains,
         {"data": data.to_dict(), "config": config},
     )

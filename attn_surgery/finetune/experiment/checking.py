@@ -94,8 +94,8 @@ def _check_data(data: Data) -> None:
         raise SurgeryError("data.views are for classification")
     if data.prefix and not data.views:
         raise SurgeryError("data.prefix is of a fixed number of views: give data.views, as 4")
-    if data.domains and data.task not in {"classification", "restoration"}:
-        raise SurgeryError("data.domains are for classification and restoration")
+    if data.domains and data.task == "detection":
+        raise SurgeryError("data.domains are not for detection")
     if not data.domains and data.task == "restoration":
         raise SurgeryError("data.domains say what is to be restored, as ['grainy', 'recoloured']")
 
@@ -105,9 +105,11 @@ def _check_controls(recipe: Recipe) -> None:
         check_choice("controls", name, tuple(CONTROLS))
     if len(set(recipe.controls)) < len(recipe.controls):
         raise SurgeryError(f"controls={list(recipe.controls)}: names must be unlike")
-    needs_head = {"head", "norms"} & set(recipe.controls if recipe.control else ())
-    if recipe.data.task != "classification" and needs_head:
-        raise SurgeryError(f"controls: {min(needs_head)!r} trains the head of a classification")
+    if not recipe.data.has_head and recipe.control and "head" in recipe.controls:
+        raise SurgeryError(
+            "controls: 'head' trains the head of a classification; where the stages train what the "
+            "host's head is, and attention, 'same' trains that alone"
+        )
     if recipe.budget == "seconds" and not recipe.surgery.attention:
         raise SurgeryError("budget='seconds' is as long as the attention takes, and there is none")
 
@@ -154,7 +156,7 @@ def _check_stage(where: str, stage: Stage, recipe: Recipe) -> None:
         raise SurgeryError(f"{where}.optimizer_options: {min(double)} is a key of the stage itself")
     if where.startswith("pretraining") and (stage.distill_weight or "attention" in stage.trains):
         raise SurgeryError(f"{where}: before the surgery there is no attention and no teacher")
-    if recipe.data.task != "classification" and "head" in stage.trains:
+    if not recipe.data.has_head and "head" in stage.trains:
         raise SurgeryError(f"{where}.trains: 'head' is for classification; name it by a pattern")
     if recipe.data.task != "classification" and (
         stage.mixup or stage.cutmix or stage.label_smoothing or stage.distill_weight

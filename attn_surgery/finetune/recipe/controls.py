@@ -51,14 +51,25 @@ def attention_of(variant: str) -> str | None:
     return None if variant == HOST or is_control(variant) else variant
 
 
-def stage_for(variant: str, stage: Stage) -> Stage:
+def stage_for(variant: str, stage: Stage, *, has_head: bool = True) -> Stage:
     """Return a stage as a variant goes through it: the recipe's, but for what trains.
+
+    Args:
+        variant: An attention, a control, or the host.
+        stage: The recipe's.
+        has_head: Whether it is known what the head is. Where it is not, what the stage names of
+            the host stands for it.
 
     Example:
         >>> stage_for("control-norms", Stage(trains=("attention",), epochs=3)).trains
         ('head', 'norms')
+        >>> stage_for("control-norms", Stage(trains=("last.*",)), has_head=False).trains
+        ('last.*', 'norms')
     """
     trains = CONTROLS.get(_BY_VARIANT.get(variant, ""))
     if trains is None:
         return stage
+    if not has_head and "head" in trains:
+        named = (each for each in stage.trains if each not in {"all", "attention"})
+        trains = tuple(dict.fromkeys((*named, *(each for each in trains if each != "head"))))
     return dataclasses.replace(stage, trains=trains, freezes=(), freezes_attention=False)

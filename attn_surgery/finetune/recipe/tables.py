@@ -71,7 +71,9 @@ class Data:
         task: ``classification``, ``detection``, ``segmentation`` or ``restoration`` (of the images
             themselves from what ``domains`` make of them).
         root: The folder; ``folder`` has one folder for each split in it, with one for each class.
-            Restoration takes all images of the split's folder, wherever in it.
+            Restoration takes all images of the split's folder, wherever in it; segmentation those
+            in its folder ``images``, with masks of the same names in ``masks``: PNG files that hold
+            the class of each pixel.
         train_split: The split that is learned.
         val_split: The split that is measured.
         download: Whether the library may fetch what is missing.
@@ -96,8 +98,8 @@ class Data:
             ``inverted``, ``low_contrast``, ``noisy``, ``blurred``, ``grainy`` (noise of a strength
             that is drawn), ``recoloured`` (gain, gamma and the gain of each channel are drawn). One
             is drawn for each image that is learned; what is measured is every image in each, and
-            the score is the mean over them. Pretraining of a classification learns from images as
-            they are. For classification and restoration.
+            the score is the mean over them. Pretraining learns from images as they are, but that of
+            a restoration. Not for detection.
         views: How many versions of each image are drawn by the training transform, once and for
             all, and kept in the output folder with those that are measured; 0 for new ones in
             every epoch. For classification.
@@ -130,6 +132,11 @@ class Data:
     views: int = 0
     prefix: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the task says what the host's head is."""
+        return self.task == "classification"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the images; keys that are younger than runs, only where they do."""
@@ -221,7 +228,7 @@ class Recipe:
         """Return what a variant goes through, each stage with its place in the recipe."""
         name = "pretraining" if variant == HOST else "stages"
         return [
-            (f"{name}.{i}", stage_for(variant, stage))
+            (f"{name}.{i}", stage_for(variant, stage, has_head=self.data.has_head))
             for i, stage in enumerate(getattr(self, name))
         ]
 

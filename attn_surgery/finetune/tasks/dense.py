@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from attn_surgery.errors import SurgeryError, nearest
-from attn_surgery.finetune.data import as_mode
+from attn_surgery.finetune.data import as_mode, drawn_domain
 from attn_surgery.finetune.process import need
 from attn_surgery.finetune.recipe import Data, Stage
 from attn_surgery.finetune.tasks.classification import Loss, Metrics, Model, total
@@ -49,7 +49,7 @@ class Segmentation(Dense):
         scale = data.train_transform.get("scale", [0.5, 1.0])
         resized = v2.RandomResizedCrop(size, scale, antialias=True) if train else v2.Resize(size)
         chain = v2.Compose([resized, v2.RandomHorizontalFlip(0.5 if train else 0.0)])
-        return _ImageAndMask(chain, _normalized(config), data.classes)
+        return _ImageAndMask(chain, _normalized(config), data.classes, data.domains)
 
     def loss(self, stage: Stage, classes: int) -> Loss:
         """Return the cross entropy of the pixels, with half as much of an auxiliary head's."""
@@ -113,9 +113,14 @@ def _pixel_loss(model: Model, batch: Any) -> Tensor:
 
 class _ImageAndMask:
     def __init__(
-        self, chain: Callable[..., Any], normalized: Callable[[Tensor], Tensor], classes: int
+        self,
+        chain: Callable[..., Any],
+        normalized: Callable[[Tensor], Tensor],
+        classes: int,
+        domains: tuple[str, ...],
     ):
-        self.chain, self.normalized, self.classes = chain, normalized, classes
+        self.chain, self.normalized = chain, normalized
+        self.classes, self.domains = classes, domains
 
     def __call__(self, image: Any, mask: Any) -> tuple[Tensor, Tensor]:
         pixels = v2.functional.pil_to_tensor(mask).squeeze(0).long()
@@ -125,6 +130,8 @@ class _ImageAndMask:
                 f"its mask has the class {told.max()}, but data.classes={self.classes} (they "
                 f"begin with 0; {IGNORED} is none)"
             )
+        if self.domains:
+            image = drawn_domain(as_mode(image, "RGB"), self.domains)
         image, mask = self.chain(_image(image), tv_tensors.Mask(pixels[None]))
         return self.normalized(image), mask.squeeze(0).as_subclass(Tensor)
 
