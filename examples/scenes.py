@@ -32,7 +32,7 @@ PHOTOGRAPHS = {
     "train": ("astronaut", "coffee", "immunohistochemistry", "rocket"),
     "val": ("chelsea", "retina"),
 }
-SCENES = {"train": 6000, "val": 2000}
+SCENES = {"train": 3000, "val": 1000}
 
 
 def scene(
