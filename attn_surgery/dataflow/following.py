@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -67,7 +68,8 @@ def followed_otherwise(module: nn.Module) -> Iterator[Flow]:
     for option in options(module):
         passed = required - {option.name}
         given = {option.name: option.value} if option.is_argument else {}
-        with taken(module, option):
+        traces = []
+        with contextlib.suppress(SystemExit), taken(module, option):  # it leads nowhere
             traces, _ = trace(module, inline=True, passed=passed, given=given, every_path=True)
         yield from map(Flow, traces)
 

@@ -46,8 +46,10 @@ class Finding:
     """The path, inside the block, of the module that is the other one and nothing else."""
     otherwise: frozenset[str] = frozenset()
     """The modules in the block that do something else with the value on another way through it."""
-    is_made_by_others: bool = False
-    """Whether others than the block's forward have the value made, too, by another method."""
+    is_untaken: bool = False
+    """Whether it is on a way that the values lead which nobody gave so far."""
+    doubles: tuple[Finding, ...] = ()
+    """The same place as others have it which run the block by another method than its forward."""
 
     @property
     def source(self) -> nn.Module | None:

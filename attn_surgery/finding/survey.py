@@ -19,6 +19,7 @@ from attn_surgery.finding.untaken_ways import places_on_untaken_ways
 from attn_surgery.host import MATCHES, likeness, may_add
 
 _Places: TypeAlias = dict[tuple[nn.Module, Spot], Finding]
+_KnownWays: TypeAlias = list[tuple[Flow, set[nn.Module]]]
 
 
 @dataclass
@@ -60,19 +61,24 @@ def survey(model: nn.Module, position: str = "standard", *, replacing: bool = Fa
         (flow, {module for each in new if not each.refusal for module in _beside(each).values()})
         for flow, new in ways
     ]
-    result.findings = [
-        replace(each, otherwise=frozenset(_otherwise(each, known))) for each in found.values()
-    ]
+    result.findings = [_with_others(each, known) for each in found.values()]
     return result
+
+
+def _with_others(finding: Finding, ways: _KnownWays) -> Finding:
+    """Return the place, and its doubles, with what is otherwise on other ways."""
+    doubles = tuple(_with_others(each, ways) for each in finding.doubles)
+    return replace(finding, otherwise=frozenset(_otherwise(finding, ways)), doubles=doubles)
 
 
 def _with_untaken(found: _Places, ways: list[tuple[Flow, list[Finding]]]) -> _Places:
     """Return the places, and after them those on ways that other plain values would lead."""
-    called = {module for flow, _ in ways for module in flow.known_calls}
+    flows = [flow for flow, _ in ways]
     every: _Places = {}
+    fruitless: set[object] = set()
     for key, finding in found.items():
         every.setdefault(key, finding)
-        for flow, new in places_on_untaken_ways(finding, called):
+        for flow, new in places_on_untaken_ways(finding, flows, fruitless):
             ways.append((flow, new))
             for each in new:
                 every.setdefault((each.block, each.spot), each)
@@ -85,20 +91,25 @@ def _without_doubles(found: _Places, ways: list[tuple[Flow, list[Finding]]]) -> 
     Such is what ``self.block.step(x)`` has made in a model's forward, where the forward of that
     block has it made, too.
     """
-    around = {
-        (each.source, module)
-        for flow, new in ways
-        for each in new
-        if each.source is not None and not each.refusal and each.position != OUTPUT
-        for module in each.block.modules()
-        if module is not each.block and module not in flow.known_calls
+    own: dict[tuple[nn.Module | None, nn.Module], Finding] = {
+        (each.source, each.block): each for each in found.values() if each.source is not None
     }
-    own = {each.source: each for each in found.values() if (each.source, each.block) in around}
+    around: dict[tuple[nn.Module, Spot], list[Finding]] = {}
+    inner: dict[tuple[nn.Module, Spot], Finding] = {}
+    for flow, new in ways:
+        for each in new:
+            if each.refusal or each.position == OUTPUT:
+                continue
+            below = (module for module in each.block.modules() if module not in flow.known_calls)
+            block = next((module for module in below if (each.source, module) in own), None)
+            if block is not None and block is not each.block:
+                place = inner[each.block, each.spot] = own[each.source, block]
+                around.setdefault((block, place.spot), []).append(each)
     result: _Places = {}
-    for each in found.values():
-        inner = own.get(each.source)
-        place = each if inner is None else replace(inner, is_made_by_others=True)
-        result.setdefault((place.block, place.spot), place)
+    for key, each in found.items():
+        place = inner.get(key, each)
+        doubles = around.get((place.block, place.spot), ())
+        result.setdefault((place.block, place.spot), replace(place, doubles=tuple(doubles)))
     return result
 
 
@@ -119,11 +130,14 @@ def _beside(finding: Finding) -> dict[str, nn.Module]:
     return {path: finding.block.get_submodule(path) for path in paths if path and path != ELSEWHERE}
 
 
-def _otherwise(finding: Finding, ways: list[tuple[Flow, set[nn.Module]]]) -> Iterator[str]:
+def _otherwise(finding: Finding, ways: _KnownWays) -> Iterator[str]:
     """Yield the modules by which the value is made or taken, but not on all ways they are called.
 
     Where a forward looks a value up, or matches it, which other ways there are is not known.
     """
+    below = set(finding.block.modules()) - {finding.block}
+    # a child that was followed alone shows nothing of who calls it
+    ways = [(flow, beside) for flow, beside in ways if flow.trace.root.module not in below]
     for path, module in _beside(finding).items():
         for flow, beside in ways:
             is_called = module in flow.known_calls and module not in beside

@@ -10,10 +10,12 @@ from torch import nn
 from attn_surgery.dataflow import Flow, followed_otherwise
 from attn_surgery.finding.places import Finding, places_on
 from attn_surgery.finding.positions import OUTPUT
+from attn_surgery.finding.spots import path_below
+from attn_surgery.host import likeness
 
 
 def places_on_untaken_ways(
-    finding: Finding, called: set[nn.Module | None]
+    finding: Finding, flows: list[Flow], fruitless: set[object]
 ) -> Iterator[tuple[Flow, list[Finding]]]:
     """Yield the ways through the block of a finding on which its branch ends at idle children.
 
@@ -22,18 +24,26 @@ def places_on_untaken_ways(
 
     Args:
         finding: A place in a block.
-        called: The modules that are called on the ways that are known.
+        flows: The ways that are known.
+        fruitless: What tells blocks that have no such ways; more is added.
     """
+    block = finding.block
     if finding.source is None or not _is_for_one_more(finding):
         return
-    served, idle = [finding.source], _idle(finding.block, called)
-    for flow in followed_otherwise(finding.block) if idle else ():
+    idle = _idle(block, flows)
+    alike = likeness(block), finding.spot, frozenset(path_below(block, each) for each in idle)
+    if not idle or alike in fruitless:
+        return
+    served = [finding.source]
+    for flow in followed_otherwise(block):
         if any(each in flow.known_calls for each in served):
             continue
         found = [each for each in places_on(flow, finding) if each.source in idle]
         served += [each.source for each in found if each.source is not None]
         if found:
-            yield flow, [replace(each, path=finding.path) for each in found]
+            yield flow, [replace(each, path=finding.path, is_untaken=True) for each in found]
+    if len(served) == 1:
+        fruitless.add(alike)
 
 
 def _is_for_one_more(finding: Finding) -> bool:
@@ -42,8 +52,10 @@ def _is_for_one_more(finding: Finding) -> bool:
     return not finding.refusal and not is_swap and finding.position != OUTPUT
 
 
-def _idle(block: nn.Module, called: set[nn.Module | None]) -> set[nn.Module]:
-    """Return the modules with parameters below a block that nothing calls on the known ways."""
+def _idle(block: nn.Module, flows: list[Flow]) -> set[nn.Module]:
+    """Return the modules with parameters below a block that no known way through it calls."""
+    through = [each for each in flows if block in each.known_calls]
+    called = {module for each in through for module in each.known_calls}
     idle: set[nn.Module] = set()
     pending = list(block.children())
     while pending:

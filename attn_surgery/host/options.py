@@ -68,12 +68,13 @@ def _options(module: nn.Module) -> Iterator[Option]:
 def taken(module: nn.Module, option: Option) -> Iterator[None]:
     """Let an attribute have the other value for a while; of an argument nothing is done."""
     own, name = vars(module), option.name
-    before = {name: own[name]} if name in own else {}
+    is_there, before = name in own, own.get(name)
 
     def put_back() -> None:
-        if not option.is_argument:
+        if is_there:
+            own[name] = before
+        elif not option.is_argument:
             own.pop(name, None)
-            own.update(before)
 
     with put_back_afterwards(put_back):
         if not option.is_argument:

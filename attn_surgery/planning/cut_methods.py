@@ -92,7 +92,7 @@ def _method(finding: Finding, step: Step, owners: Owners, forwards: Forwards) ->
     if finding.slot is not None:
         return _swap(finding, finding.slot, owners)
     block = finding.block
-    is_by_others = finding.is_made_by_others
+    is_by_others = bool(finding.doubles)
     if not finding.replaces and (is_by_others or forwards.has_other_methods(block)):
         # a new forward would leave out what others get by these
         for holder, is_before, obstacle in _attachments(finding, owners):

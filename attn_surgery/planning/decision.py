@@ -104,7 +104,7 @@ def decide(model: nn.Module, request: Request) -> Decision:
         found = survey(model, request.position, replacing=request.existing == "replace")
         owners, ours = _owners(model), _inserted(model)
         findings = [each for each in found.findings if each.block not in ours]
-        drafts = _once([_draft(each, owners, forwards) for each in findings])
+        drafts = _once([each for one in findings for each in _drafts(one, owners, forwards)])
     wanted, skipped = _wanted(drafts, request)
     wanted, clashing = _parted(wanted, forwards)
     cuts = _named(wanted)
@@ -138,6 +138,15 @@ def _owners(model: nn.Module) -> Owners:
     return found
 
 
+def _drafts(finding: Finding, owners: Owners, forwards: Forwards) -> list[_Draft]:
+    """Return how a place can be cut: for all that have it made, or else for each of them."""
+    draft = _draft(finding, owners, forwards)
+    if not finding.doubles or draft.method.name == "attach":
+        return [draft]
+    each_alone = (*finding.doubles, replace(finding, doubles=()))
+    return [_draft(each, owners, forwards) for each in each_alone]
+
+
 def _draft(finding: Finding, owners: Owners, forwards: Forwards) -> _Draft:
     shape, method = finding.shape, Method("", finding.spot.step.name, reason=finding.refusal)
     if not finding.refusal:
@@ -159,8 +168,14 @@ def _once(drafts: list[_Draft]) -> list[_Draft]:
     """Leave out what would be put at the same place again, to which two ways through a block lead.
 
     On each of them another step makes the value, but it is before the same child, or stands at
-    the same place in the code, or is passed on to where another one is wrapped.
+    the same place in the code, or is passed on to where another one is wrapped, as it may be on
+    those to which other values lead.
     """
+    usual = (each for each in drafts if not each.finding.is_untaken)
+    wrapped = {each.finding.block for each in usual if each.method.name == "wrap"}
+    drafts = [
+        each for each in drafts if not (each.finding.is_untaken and each.finding.block in wrapped)
+    ]
     covered = {(each.finding.block, step) for each in drafts for step in each.method.covers}
     first: dict[object, _Draft] = {}
     for draft in drafts:

@@ -98,7 +98,10 @@ class _Chosen:
         """Tell whether an expression, evaluated once, is worth the value."""
         if len(names) != 1:
             return False
-        node = next(each for each in self.flow.trace.graph.nodes if each.name == names[0])
+        nodes = self.flow.trace.graph.nodes
+        node = next((each for each in nodes if each.name == names[0]), None)
+        if node is None:  # chance took another way
+            return False
         if self.value is None:
             return node.op == "placeholder"
         return self.flow.becomes(node, self.value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import enum
+import random
+import sys
 from typing import Any
 
 import pytest
@@ -241,11 +243,75 @@ def test_a_whole_gives_the_argument(args: tuple[int, ...]) -> None:
     _check(net, before, *args)
 
 
-def test_planning_leaves_attributes_as_they_are() -> None:
-    net = Net(AttributeOfTheClass)
-    before = [dict(vars(each)) for each in net.modules()]
+@pytest.mark.parametrize("block", [AttributeOfTheClass, AttributeEqual])
+def test_planning_leaves_attributes_as_they_are(block: type[Block]) -> None:
+    net = Net(block)
+    before = [list(vars(each).items()) for each in net.modules()]
     attn_surgery.plan(net, "se")
-    assert [dict(vars(each)) for each in net.modules()] == before
+    assert [list(vars(each).items()) for each in net.modules()] == before
+
+
+class OfSeveralLayers(Block):
+    """The ends to choose from are modules of several layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor, number: int = 0) -> Tensor:
+        return F.relu(x + self.ends[number](F.relu(self.conv1(x))))
+
+
+def test_the_ends_are_of_several_layers() -> None:
+    net = Net(OfSeveralLayers).eval()
+    before = copy.deepcopy(net)
+    attn_surgery.apply(net, "se")
+    for number in range(3):
+        _check(net, before, number)
+
+
+class Leaving(Block):
+    """Words of one question are tried as answers to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = "batch", "relu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        if self.norm == "batch":
+            y = self.bn2(y)
+        elif self.norm == "other":
+            y = self.bn3(y)
+        else:
+            sys.exit(f"unknown norm {self.norm}")
+        return F.relu(x + y) if self.act == "relu" else F.gelu(x + y)
+
+
+def test_a_value_with_which_the_host_leaves() -> None:
+    sites = attn_surgery.plan(Net(Leaving), "se").sites
+    assert [each.after for each in sites] == 3 * ["bn2", "bn3"]
+
+
+class WithOneNorm(Block):
+    """Whatever is attached to a norm that others have, too, is theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = nn.ModuleList([self.bn1, nn.BatchNorm2d(8)])
+
+    def forward(self, x: Tensor, domain: int = 0) -> Tensor:
+        return F.relu(x + self.ends[domain](self._convolved(x)))
+
+
+def test_an_expression_that_every_value_evaluates() -> None:
+    net = Net(WithOneNorm).eval()
+    before = copy.deepcopy(net)
+    attn_surgery.apply(net, "se")
+    for domain in (0, 1):
+        _check(net, before, domain)
 
 
 class ChoosingNorm(nn.Module):
@@ -350,3 +416,48 @@ def test_a_whole_calls_another_method(net: type[Net], block: type[Block]) -> Non
             x = torch.randn(2, 8, 8, 8)
             assert torch.equal(one(x), other(x))
             assert len(attn_surgery.inserted(one)) == 1
+
+
+class SteppingTwice(Block):
+    def step(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn1(self._convolved(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x)
+
+
+def test_what_cannot_be_attached_is_there_for_each_that_has_it_made() -> None:
+    """A norm that is called twice."""
+
+    class Model(Net):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return self.b.step(self.a.step(self.stem(x))).mean((2, 3))
+
+    model = Model(SteppingTwice).eval()
+    before = copy.deepcopy(model)
+    plan = attn_surgery.plan(model, "se")
+    assert [each.block for each in plan.sites] == ["", "a", "", "b", "blocks.0"]
+    attn_surgery.apply(model, plan)
+    ran: list[str] = []
+    for path, attention in attn_surgery.inserted(model).items():
+        attention.register_forward_hook(lambda *_, path=path: ran.append(path))
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model(x), before(x))
+    assert ran == ["attn", "attn_1"]
+    y = torch.randn(2, 8, 8, 8)
+    assert torch.equal(model.a(y), before.a(y))
+    assert ran[2:] == ["a.attn"]
+
+
+class OfChance(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norms[random.randrange(3)](self._convolved(x)))
+
+
+def test_chance_chooses_the_end() -> None:
+    """Which end is found is up to chance, and nothing but a plan comes of it."""
+    for seed in range(6):
+        random.seed(seed)
+        state = random.getstate()
+        attn_surgery.plan(nn.Sequential(OfChance(), OfChance()), "se")
+        assert random.getstate() == state
