@@ -175,7 +175,7 @@ def test_the_command(capsys: Any) -> None:
 
 def test_a_narrow_terminal(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     size = os.terminal_size((70, 24))
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: size)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: size)
     assert widest(printed(capsys)) > 70  # a pipe is no terminal
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert widest(printed(capsys)) <= 70
@@ -183,6 +183,6 @@ def test_a_narrow_terminal(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_wide_terminal_is_not_filled(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     size = os.terminal_size((250, 24))
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: size)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: size)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert widest(printed(capsys)) <= 100
