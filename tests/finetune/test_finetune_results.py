@@ -28,6 +28,7 @@ MEASURED = [
     "digits_domains",
     "efficientnet_lite0_transfer",
     "fashion_mnist",
+    "lite0_adapter",
     "mixed_domains",
     "mixed_domains_norms",
 ]
