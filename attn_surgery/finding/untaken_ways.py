@@ -55,12 +55,11 @@ def _is_for_one_more(finding: Finding) -> bool:
 def _idle(block: nn.Module, flows: list[Flow]) -> set[nn.Module]:
     """Return the modules with parameters below a block that no known way through it calls."""
     through = [each for each in flows if block in each.known_calls]
-    called = {module for each in through for module in each.known_calls}
     idle: set[nn.Module] = set()
     pending = list(block.children())
     while pending:
         each = pending.pop()
-        if each not in called:
+        if not any(each in flow.known_calls for flow in through):
             pending += each.children()
             if next(each.parameters(), None) is not None:
                 idle.add(each)
