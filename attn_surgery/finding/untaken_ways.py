@@ -31,8 +31,10 @@ def places_on_untaken_ways(
     if finding.source is None or not _is_for_one_more(finding):
         return
     idle = _idle(block, flows)
+    if not idle:
+        return
     alike = likeness(block), finding.spot, frozenset(path_below(block, each) for each in idle)
-    if not idle or alike in fruitless:
+    if alike in fruitless:
         return
     served = [finding.source]
     for flow in followed_otherwise(block):

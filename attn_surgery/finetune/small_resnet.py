@@ -8,7 +8,27 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 
-class SmallResNet(nn.Module):
+class SmallStages(nn.Module):
+    """A convolution and three stages of n basic blocks, without what makes them tell classes.
+
+    Args:
+        n: Blocks in a stage.
+        width: Channels of the first stage; the others have twice and four times as many.
+        channels: Of the images.
+        stem_stride: 2 starts at half the resolution.
+    """
+
+    def __init__(self, n: int, width: int, channels: int, stem_stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, n, stride=1)
+        self.layer2 = _stage(width, 2 * width, n, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, n, stride=2)
+
+
+class SmallResNet(SmallStages):
     """The network of He et al. 2015 (arXiv:1512.03385), section 4.2, for images of 32 pixels or so.
 
     A convolution, three stages of n basic blocks that are ``width``, 2 ``width`` and 4 ``width``
@@ -38,13 +58,7 @@ class SmallResNet(nn.Module):
         classes: int = 10,
         stem_stride: int = 1,
     ):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = stage(width, width, n, stride=1)
-        self.layer2 = stage(width, 2 * width, n, stride=2)
-        self.layer3 = stage(2 * width, 4 * width, n, stride=2)
+        super().__init__(n, width, channels, stem_stride)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, classes)
 
@@ -55,8 +69,7 @@ class SmallResNet(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
 
-def stage(inputs: int, width: int, n: int, stride: int) -> nn.Sequential:
-    """Build ``n`` basic blocks, the first of which changes width and resolution."""
+def _stage(inputs: int, width: int, n: int, stride: int) -> nn.Sequential:
     projection = None
     if stride != 1 or inputs != width:
         layers = {"0": nn.Conv2d(inputs, width, 1, stride, bias=False), "1": nn.BatchNorm2d(width)}

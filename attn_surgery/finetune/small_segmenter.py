@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attn_surgery.finetune.small_resnet import stage
+from attn_surgery.finetune.small_resnet import SmallStages
 
 
-class SmallSegmenter(nn.Module):
+class SmallSegmenter(SmallStages):
     """The stages of `SmallResNet`, and one linear layer over what all of them say of a pixel.
 
     What the stages return is brought to one size and stacked, a hypercolumn (Hariharan et
@@ -36,13 +36,7 @@ class SmallSegmenter(nn.Module):
         channels: int = 3,
         stem_stride: int = 2,
     ):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = stage(width, width, n, stride=1)
-        self.layer2 = stage(width, 2 * width, n, stride=2)
-        self.layer3 = stage(2 * width, 4 * width, n, stride=2)
+        super().__init__(n, width, channels, stem_stride)
         self.classifier = nn.Conv2d(7 * width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:

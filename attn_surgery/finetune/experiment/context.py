@@ -65,7 +65,7 @@ class Context:
         task = TASKS[recipe.data.task]
         plain = build_host(recipe.host, 0, 0, accelerator.device)
         splits = _opened(recipe.data, plain, task, accelerator)
-        classes = splits.classes if task.has_head else 0
+        classes = splits.classes if recipe.data.has_head else 0
         host = build_host(recipe.host, classes, 0, accelerator.device)
         check_together(recipe, plain, host, splits, accelerator.num_processes)
         loading = Loading(
@@ -119,7 +119,7 @@ class Context:
 
     def fresh_host(self, seed: int) -> nn.Module:
         """Build the host of a seed."""
-        classes = self.splits.classes if self.task.has_head else 0
+        classes = self.splits.classes if self.recipe.data.has_head else 0
         return build_host(self.recipe.host, classes, seed, self.accelerator.device)
 
     def measure(self, model: nn.Module) -> Metrics:

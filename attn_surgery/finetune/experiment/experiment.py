@@ -59,7 +59,7 @@ def host_with_head(context: Context, seed: int) -> nn.Module:
         Interrupted: A signal asked to stop; what was done is saved.
     """
     start, host = _start(context, seed)
-    if not context.task.has_head:
+    if not context.recipe.data.has_head:
         return start
     run = Run(context, variant_of("head"), seed, copy.deepcopy(start))
     _variant(run, start, host)

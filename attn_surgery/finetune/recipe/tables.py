@@ -135,7 +135,7 @@ class Data:
 
     @property
     def has_head(self) -> bool:
-        """Whether the task says what the host's head is."""
+        """Whether the host has a head that is known, with one output for each class."""
         return self.task == "classification"
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,11 +27,9 @@ class Task(Protocol):
 
     Attributes:
         score: The metric that tells how good a model is; more is better.
-        has_head: Whether the model has a head with one output for each class.
     """
 
     score: str
-    has_head: bool
 
     def transforms(self, data: Data, config: dict[str, Any], train: bool) -> Any:
         """Return the transform of image and target."""
@@ -65,7 +63,6 @@ class Classification:
     """One class for each image; the score is the share of images whose class is told."""
 
     score = "accuracy"
-    has_head = True
     transforms = staticmethod(classification_transforms)
 
     def collate(self, samples: list[Any]) -> Any:

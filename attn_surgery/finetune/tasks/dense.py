@@ -25,8 +25,6 @@ IGNORED = 255
 class Dense:
     """What tasks without a classifier's head share."""
 
-    has_head = False
-
     def collate(self, samples: list[Any]) -> Any:
         """Stack images and targets."""
         return torch.utils.data.default_collate(samples)
