@@ -67,9 +67,9 @@ def followed_otherwise(module: nn.Module) -> Iterator[Flow]:
         yield from map(Flow, traces)
     for option in options(module):
         passed = required - {option.name}
-        given = {option.name: option.value} if option.is_argument else {}
+        given = {option.name: option.value} if option.place is None else {}
         traces = []
-        with contextlib.suppress(SystemExit), taken(module, option):  # it leads nowhere
+        with contextlib.suppress(SystemExit), taken(option):  # it leads nowhere
             traces, _ = trace(module, inline=True, passed=passed, given=given, every_path=True)
         yield from map(Flow, traces)
 

@@ -139,10 +139,16 @@ def _otherwise(finding: Finding, ways: _KnownWays) -> Iterator[str]:
     # a child that was followed alone shows nothing of who calls it
     ways = [(flow, beside) for flow, beside in ways if flow.trace.root.module not in below]
     for path, module in _beside(finding).items():
+        callers = _around(module, finding.block)
         for flow, beside in ways:
             is_called = module in flow.known_calls and module not in beside
-            if is_called or flow.trace.is_one_of_many(finding.block):
+            if is_called or any(map(flow.trace.is_one_of_many, callers)):
                 yield path
+
+
+def _around(module: nn.Module, block: nn.Module) -> list[nn.Module]:
+    """Return the block, and what in it holds the module, which may call others in its place."""
+    return [each for each in block.modules() if each is not module and module in each.modules()]
 
 
 def _other_ways(flows: list[Flow], fruitless: set[object]) -> Iterator[Flow]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 import inspect
 import itertools
+import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attn_surgery.host.additions import functions_called
 from attn_surgery.host.bytecode import read
@@ -19,7 +19,7 @@ from attn_surgery.host.called_method import parameters_of
 from attn_surgery.host.plain_values import is_plain
 from attn_surgery.host.restore import own_attributes, put_back_afterwards
 
-MAX_OPTIONS = 32
+MAX_OPTIONS = 64
 """How many other values are named of one module."""
 
 _MAX_NUMBERS = 8
@@ -31,22 +31,26 @@ class Option:
 
     name: str
     value: Any
-    is_argument: bool
+    place: dict[str, Any] | None = None
+    """Where the attribute stands: the module's own, or those of an object that it holds.
+
+    None of an argument.
+    """
 
 
 def options(module: nn.Module) -> Iterator[Option]:
     """Yield other values that a module's forward may be given, or find in its attributes.
 
     A truth may be the other one, a member of an enumeration another, a number or a word one that
-    the code names or one that finds a child. What is None, or has to be given after the first
-    argument, may be any of these.
+    the code names, one that finds a child, or one of which the code knows nothing. What is None,
+    or has to be given after the first argument, may be any of these.
 
     Example:
         >>> class Block(nn.Module):
         ...     def forward(self, x, style="plain"):
-        ...         return self.plain(x) if style == "plain" else self.fancy(x)
+        ...         return self.fancy(x) if style == "fancy" else self.plain(x)
         >>> [(each.name, each.value) for each in options(Block())]
-        [('style', 'fancy')]
+        [('style', 'fancy'), ('style', 'fancy_')]
     """
     return itertools.islice(_options(module), MAX_OPTIONS)
 
@@ -58,27 +62,29 @@ def _options(module: nn.Module) -> Iterator[Option]:
     for each in arguments:
         if each is not None and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             for value in _others(each.default, numbers, words):
-                yield Option(each.name, value, is_argument=True)
-    for name, now in _attributes(module, codes):
+                yield Option(each.name, value)
+    for place, name, now in _attributes(module, codes):
         for value in _others(now, numbers, words):
-            yield Option(name, value, is_argument=False)
+            yield Option(name, value, place)
 
 
 @contextmanager
-def taken(module: nn.Module, option: Option) -> Iterator[None]:
+def taken(option: Option) -> Iterator[None]:
     """Let an attribute have the other value for a while; of an argument nothing is done."""
-    own, name = vars(module), option.name
-    is_there, before = name in own, own.get(name)
+    place, name = option.place, option.name
+    if place is None:
+        yield
+        return
+    is_there, before = name in place, place.get(name)
 
     def put_back() -> None:
         if is_there:
-            own[name] = before
-        elif not option.is_argument:
-            own.pop(name, None)
+            place[name] = before
+        else:
+            place.pop(name, None)
 
     with put_back_afterwards(put_back):
-        if not option.is_argument:
-            own[name] = option.value
+        place[name] = option.value
         yield
 
 
@@ -90,33 +96,61 @@ def _others(now: Any, numbers: list[int], words: list[str]) -> list[Any]:
         return [each for each in type(now) if each is not now]
     if now is None or now is inspect.Parameter.empty:
         return [True, *numbers, *words]
-    known = numbers if isinstance(now, int) else words if isinstance(now, str) else ()
+    known = numbers if isinstance(now, (int, float)) else words if isinstance(now, str) else ()
     return [each for each in known if each != now]
 
 
-def _attributes(module: nn.Module, codes: Iterable[CodeType]) -> Iterator[tuple[str, Any]]:
-    """Yield the plain attributes that are read, the module's own and its class's."""
+def _attributes(
+    module: nn.Module, codes: Iterable[types.CodeType]
+) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Yield the plain attributes that are read, each with where it stands.
+
+    They are the module's own and its class's, and those of an object or a dict that it holds.
+    """
     names = frozenset[str]().union(*(read(code).attributes for code in codes))
-    found = dict(own_attributes(module))
-    for cls in type(module).__mro__[: type(module).__mro__.index(nn.Module)]:
+    keys = {each for each in _constants(codes) if isinstance(each, str)}
+    pending: list[object] = [module]
+    for holder in pending:
+        place = holder if isinstance(holder, dict) else vars(holder)
+        found = place if isinstance(holder, dict) else _with_the_class(holder)
+        for name in sorted((keys if isinstance(holder, dict) else names) & found.keys()):
+            value = found[name]
+            if is_plain(value):
+                yield place, name, value
+            elif _holds_values(value) and not any(value is each for each in pending):
+                pending.append(value)
+
+
+def _with_the_class(holder: object) -> dict[str, Any]:
+    """Return what stands in an object, and what its class has for what does not."""
+    classes = itertools.takewhile(lambda cls: cls not in (nn.Module, object), type(holder).__mro__)
+    own = own_attributes(holder) if isinstance(holder, nn.Module) else vars(holder).items()
+    found = dict(own)
+    for cls in classes:
         found = {**vars(cls), **found}
-    for name in sorted(names & found.keys()):
-        if is_plain(found[name]):
-            yield name, found[name]
+    return found
 
 
-def _numbers(module: nn.Module, codes: Iterable[CodeType]) -> list[int]:
+def _holds_values(value: object) -> bool:
+    """Tell whether a value is an object or a dict from which others are read, as of settings."""
+    others = (Tensor, nn.Module, type, types.FunctionType, types.ModuleType)
+    return isinstance(value, dict) or (hasattr(value, "__dict__") and not isinstance(value, others))
+
+
+def _numbers(module: nn.Module, codes: Iterable[types.CodeType]) -> list[int]:
     children = max(len(each._modules) for each in _with_containers(module))
-    constants = (each for each in _constants(codes) if type(each) is int)
-    return list(dict.fromkeys((*range(min(children, _MAX_NUMBERS)), *constants)))
+    constants = [each for each in _constants(codes) if type(each) is int]
+    named = (*range(min(children, _MAX_NUMBERS)), *constants)
+    return list(dict.fromkeys((*named, max(named, default=0) + 1)))
 
 
-def _words(module: nn.Module, codes: Iterable[CodeType]) -> list[str]:
+def _words(module: nn.Module, codes: Iterable[types.CodeType]) -> list[str]:
     dicts = (each for each in _with_containers(module) if isinstance(each, nn.ModuleDict))
     constants = (
         each for each in _constants(codes) if isinstance(each, str) and each.isidentifier()
     )
-    return list(dict.fromkeys((*(key for each in dicts for key in each), *constants)))
+    named = (*(key for each in dicts for key in each), *constants)
+    return list(dict.fromkeys((*named, max(named, default="", key=len) + "_")))
 
 
 def _with_containers(module: nn.Module) -> list[nn.Module]:
@@ -124,10 +158,10 @@ def _with_containers(module: nn.Module) -> list[nn.Module]:
     return [module, *(each for each in module.children() if isinstance(each, containers))]
 
 
-def _constants(codes: Iterable[CodeType]) -> Iterator[Any]:
+def _constants(codes: Iterable[types.CodeType]) -> Iterator[Any]:
     for code in codes:
         for each in code.co_consts:
-            if isinstance(each, CodeType):
+            if isinstance(each, types.CodeType):
                 yield from _constants([each])
             elif isinstance(each, (tuple, frozenset)):
                 yield from each

@@ -18,7 +18,7 @@ from attn_surgery.rewriting.insertion import UnfaithfulError
 from attn_surgery.rewriting.read_values import Values, values_read
 from attn_surgery.rewriting.syntax import REPEATING, around, node_at, operands
 from attn_surgery.rewriting.wrapped_source import Definition, Expression, codes_in, definition
-from attn_surgery.tracing import Call, Trace, is_returned, trace
+from attn_surgery.tracing import Trace, is_returned, trace
 
 
 def expression_of(block: nn.Module, finding: Finding) -> tuple[Expression, frozenset[Step]]:
@@ -305,32 +305,40 @@ def _methods(block: nn.Module) -> Iterator[tuple[types.CodeType, tuple[str, type
 
 
 def _node_of(flow: Flow, block: nn.Module, step: Step) -> fx.Node:
-    """Return the node of a step of the block's own forward.
+    """Return the node of a step of the block's own forward, or of the only one such below it.
 
     Raises:
         UnfaithfulError: It is not there.
     """
-    root = flow.trace.root
-    matches: list[tuple[int, fx.Node]] = []
-    for node in flow.steps_in.get(root, ()):
-        module = flow.trace.called_module(node)
-        if step.kind == "child" and module is not None:
-            name = path_below(block, module)
-        elif step.kind == "function" and module is None and node.op.startswith("call_"):
-            name = function_name(node)
-        else:
-            continue
-        if name == step.name:
-            matches.append((node.meta["index"], node))
-    if step.kind == "child":
-        called: list[Call] = flow.calls_in.get(root, [])
-        for call in called:
-            if call.node is not None and path_below(block, call.module) == step.name:
-                matches.append((call.start, call.node))
-    matches.sort(key=lambda each: each[0])
+    matches = list(_steps(flow, block, step)) or list(_steps_below(flow, block, step))
     if len(matches) <= step.occurrence:
         raise UnfaithfulError(f"{step.name!r} is in no method of its own")
-    node = matches[step.occurrence][1]
+    node = sorted(matches, key=lambda each: each[0])[step.occurrence][1]
     if node not in flow.inputs:
         raise UnfaithfulError(f"{step.name!r} is something else on another way")
     return node
+
+
+def _steps(flow: Flow, block: nn.Module, step: Step) -> Iterator[tuple[int, fx.Node]]:
+    """Yield the nodes that the forward itself makes by such a step, each with when."""
+    root = flow.trace.root
+    for node in flow.steps_in.get(root, ()):
+        module = flow.trace.called_module(node)
+        if module is not None:
+            is_such = step.kind == "child" and path_below(block, module) == step.name
+        else:
+            is_call = step.kind == "function" and node.op.startswith("call_")
+            is_such = is_call and function_name(node) == step.name
+        if is_such:
+            yield node.meta["index"], node
+    for call in flow.calls_in.get(root, ()) if step.kind == "child" else ():
+        if call.node is not None and path_below(block, call.module) == step.name:
+            yield call.start, call.node
+
+
+def _steps_below(flow: Flow, block: nn.Module, step: Step) -> Iterator[tuple[int, fx.Node]]:
+    """Yield the one call, in a child, of what the child returns among other values."""
+    calls = [(flow.trace.called_module(each), each) for each in flow.nodes]
+    below = [node for module, node in calls if module and path_below(block, module) == step.name]
+    if step.kind == "child" and len(below) == 1:
+        yield 0, below[0]

@@ -27,7 +27,10 @@ def operands(node: ast.AST) -> Iterator[ast.expr]:
     """Yield the operands of an operation or a call, those in a list that it is given, too."""
     if isinstance(node, ast.BinOp):
         yield from (node.left, node.right)
-    elif isinstance(node, (ast.AugAssign, ast.Subscript, ast.Attribute)):
+    elif isinstance(node, ast.AugAssign):
+        yield from (node.target,) if isinstance(node.target, ast.Name) else ()
+        yield node.value
+    elif isinstance(node, (ast.Subscript, ast.Attribute)):
         yield node.value
     elif isinstance(node, ast.UnaryOp):
         yield node.operand

@@ -13,6 +13,7 @@ import textwrap
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import nn
 
@@ -220,9 +221,13 @@ def _spliced(known: Definition, wrappings: Sequence[Wrapping], receiver: str) ->
     """Return the text of the function with the calls of the attentions in it."""
     lines = [line.encode() for line in known.lines]
     inserted: list[tuple[tuple[int, ...], bytes]] = []
+    targets = {known.range(each.target) for each in ast.walk(known.node) if _changes_name(each)}
     for number, each in enumerate(wrappings):
         before, after = _around(each, receiver)
         first, start, last, end = each.around.range
+        if each.around.range in targets:
+            name = each.around.text
+            before, after = f"{name} = {before}{name}{after}; ", ""
         # at one place, what is around more comes first where it opens, and last where it closes
         inserted.append(((first, start, 1, -last, -end, -number), before.encode()))
         inserted.append(((last, end, 0, -first, -start, number), after.encode()))
@@ -293,7 +298,30 @@ class _Wrapper(ast.NodeTransformer):
         self.wrapping = wrapping
         self.receiver = receiver
 
-    def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.expr) and range_of(node, self.first) == self.wrapping.around.range:
+    def visit(self, node: ast.AST) -> ast.AST | list[ast.stmt]:
+        if isinstance(node, ast.expr) and self._is_it(node):
             return _attended(node, self.wrapping, self.receiver)
+        if _changes_name(node) and self._is_it(node.target):
+            return [self._assigned(node), node]
         return self.generic_visit(node)
+
+    def _is_it(self, node: ast.expr) -> bool:
+        return range_of(node, self.first) == self.wrapping.around.range
+
+    def _assigned(self, change: _NameChange) -> ast.stmt:
+        """Return what gives a name what the attention returns, before the name is changed."""
+        held = ast.copy_location(ast.Name(change.target.id, ast.Load()), change)
+        value = _attended(held, self.wrapping, self.receiver)
+        name = ast.copy_location(ast.Name(change.target.id, ast.Store()), change)
+        return ast.copy_location(ast.Assign([name], value), change)
+
+
+def _changes_name(node: ast.AST) -> TypeGuard[_NameChange]:
+    """Tell whether it is ``name += value`` or the like, where no call can stand for the name."""
+    return isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)
+
+
+class _NameChange(ast.AugAssign):
+    """Such a statement, to type checkers."""
+
+    target: ast.Name

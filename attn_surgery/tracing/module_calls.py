@@ -1,4 +1,4 @@
-"""Calls of modules and reads of their attributes, handed to the tracer at work in this thread.
+"""Calls of modules and what is read off them, handed to the tracer at work in this thread.
 
 ``torch.fx`` writes on ``torch.nn.Module`` itself when a trace begins and when it ends. Python then
 goes through every class that derives from it, of which timm and torchvision make thousands, so that
@@ -37,13 +37,18 @@ def modules_intercepted() -> Iterator[None]:
             yield
             return
         call, read = nn.Module.__call__, nn.Module.__getattr__
+        items = {each: each.__getitem__ for each in _CONTAINERS}
 
         def put_back() -> None:
             _remembered.clear()
             nn.Module.__call__, nn.Module.__getattr__ = call, read
+            for container, item in items.items():
+                container.__getitem__ = item
 
         with put_back_afterwards(put_back):
             nn.Module.__call__, nn.Module.__getattr__ = _called(call), _read(read)
+            for container, item in items.items():
+                container.__getitem__ = _item(item)
             yield
 
 
@@ -61,6 +66,7 @@ def remembered(key: object, make: Callable[[], T]) -> T:
 
 
 _remembered: dict[object, Any] = {}
+_CONTAINERS: tuple[Any, ...] = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 @contextmanager
@@ -98,6 +104,17 @@ def _called(original: Any) -> Any:
 
     setattr(call, _PATCHED, True)
     return call
+
+
+def _item(original: Any) -> Any:
+    @functools.wraps(original)
+    def item(container: Any, key: Any) -> Any:
+        tracer = _at_work.tracer
+        if tracer is not None and tracer.is_unknown(key, container):
+            return tracer.one_of(container)
+        return original(container, key)
+
+    return item
 
 
 def _read(original: Any) -> Any:

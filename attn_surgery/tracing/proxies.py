@@ -16,6 +16,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from attn_surgery.host import entry_name, put_back_afterwards, refill, steps_from
 
+NUMBER = 8
+"""What a traced value is where Python insists on a number."""
+
 
 class Value(fx.Proxy):
     """A traced value that gives a number where Python insists on one.
@@ -34,25 +37,29 @@ class Value(fx.Proxy):
         return ValueOfAttribute
 
     def __int__(self) -> int:
-        return self._guess(8)
+        return self._guess(NUMBER)
 
     def __float__(self) -> float:
-        return float(self._guess(8))
+        return float(self._guess(NUMBER))
 
     def __len__(self) -> int:
         return self._guess(4)
 
     def __hash__(self) -> int:
-        tracer: Any = self.tracer
-        tracer.looked_up.append(tracer.stack[-1].module)
+        self._look_up()
         self._guess(0)  # finding it in a set or a dict is a test, too
         return id(self)
 
     def __str__(self) -> str:
+        self._look_up()  # names of children are made of it
         return str(guess_of(self, 0))
 
     def __format__(self, format_spec: str) -> str:
         return str(self)
+
+    def _look_up(self) -> None:
+        tracer: Any = self.tracer
+        tracer.looked_up.append(tracer.stack[-1].module)
 
     def _guess(self, number: int) -> int:
         tracer: Any = self.tracer

@@ -33,6 +33,7 @@ from attn_surgery.tracing.failures import one_line
 from attn_surgery.tracing.foreign_reads import ForeignReads
 from attn_surgery.tracing.module_calls import at_work, modules_intercepted
 from attn_surgery.tracing.proxies import (
+    NUMBER,
     Value,
     Watched,
     is_primitive,
@@ -229,6 +230,20 @@ class Tracer(fx.Tracer):
         del self.calls[calls:]
         kept = self.attribute_proxies.items()
         self.attribute_proxies = {key: proxy for key, proxy in kept if proxy.node not in gone}
+
+    def one_of(self, container: nn.Module) -> nn.Module:
+        """Return the first of a container's children, for the one that a traced value chooses."""
+        module = self.stack[-1].module
+        self.branched.append(module)
+        self.looked_up.append(module)
+        return next(container.children())
+
+    def is_unknown(self, key: Any, container: nn.ModuleList) -> bool:
+        """Tell whether a key is a traced value, or a number given for one that leads nowhere."""
+        if isinstance(key, fx.Proxy):
+            return True
+        has_guessed = self.stack[-1].module in self.branched
+        return has_guessed and key == NUMBER and len(container) <= NUMBER
 
     # nodes
 

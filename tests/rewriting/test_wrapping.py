@@ -497,3 +497,68 @@ def test_the_place_is_one_that_both_modes_pass(training: bool) -> None:
     torch.manual_seed(0)
     assert torch.equal(host(x), expected)
     assert calls(host, x) == 1
+
+
+class Changing(Block):
+    """Ends its branch in one of two functions, and adds to that in place."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        h = torch.tanh(self.b(h)) if bool(x.sum() > 0) else torch.sigmoid(self.b(h))
+        if h.size(1) == x.size(1): h += x  # fmt: skip  # noqa: E701
+        return h
+
+
+class ChangingAnother(Block):
+    """What is changed in place has another name, by which it is read later."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        h = kept = torch.tanh(self.b(h)) if bool(x.sum() > 0) else torch.sigmoid(self.b(h))
+        h += x
+        return torch.relu(kept)
+
+
+def changed_by_hand(host: Any, x: Tensor) -> Tensor:
+    stem, block = host.children()
+    x = stem(x)
+    h = block.b(torch.relu(block.a(x)))
+    return block.attn(torch.tanh(h) if x.sum() > 0 else torch.sigmoid(h)) + x
+
+
+def test_what_a_name_held_before_it_is_changed():
+    host = attended(Changing)
+    assert torch.equal(host(X), changed_by_hand(host, X))
+    assert torch.equal(host(-X), changed_by_hand(host, -X))
+    shown = inspect.getsource(host[1].forward)
+    assert "h.size(1) == x.size(1): h = self.attn(h); h += x  # fmt" in shown
+
+
+def test_a_name_that_is_changed_has_two_attentions():
+    host = attended(Changing, "se")
+    before = copy.deepcopy(host)
+    attn_surgery.apply(host, "cbam", existing="stack")
+    for x in (X, -X):
+        assert torch.equal(host(x), before(x))
+    assert len(attn_surgery.inserted(host)) == 2
+    assert not torch.equal(moved(host)(X), before(X))
+    attn_surgery.remove(host)
+    for x in (X, -X):
+        assert torch.equal(host(x), model(Changing)(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_name_that_is_changed_in_a_script():
+    host = attended(Changing)
+    scripted = torch.jit.script(host)
+    for x in (X, -X):
+        torch.testing.assert_close(scripted(x), host(x))
+
+
+def test_what_another_name_holds_is_not_left_unchanged():
+    host = model(ChangingAnother)
+    before = [host(x) for x in (X, -X)]
+    if attn_surgery.plan(host).sites:
+        attn_surgery.apply(host, "cbam")
+    assert all(map(torch.equal, (host(x) for x in (X, -X)), before))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import enum
 import random
 import sys
@@ -21,6 +22,17 @@ class Kind(enum.Enum):
     SKETCH = "sketch"
 
 
+@dataclasses.dataclass
+class Deeper:
+    domain: int = 0
+
+
+@dataclasses.dataclass
+class Settings:
+    style: str = "plain"
+    deeper: Deeper = dataclasses.field(default_factory=Deeper)
+
+
 class Block(nn.Module):
     """The parts of a block with norms to choose from."""
 
@@ -36,6 +48,9 @@ class Block(nn.Module):
         self.domain = 0
         self.name = "photo"
         self.kind = Kind.PHOTO
+        self.factor = 1.0
+        self.settings = Settings()
+        self.told: dict[str, Any] = {"style": "plain"}
 
     def _convolved(self, x: Tensor) -> Tensor:
         return self.conv2(F.relu(self.bn1(self.conv1(x))))
@@ -134,6 +149,43 @@ class AttributeInAName(Block):
         return F.relu(x + getattr(self, f"bn{self.domain}")(y))
 
 
+class AttributeOtherwise(Block):
+    """Of the other way the code names no value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.name == "photo" else self.bn3(y)))
+
+
+class AttributeMore(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn3(y) if self.domain > 10 else self.bn2(y)))
+
+
+class AttributeFraction(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn3(y) if self.factor == 0 else self.bn2(y)))
+
+
+class SettingOtherwise(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.settings.style == "plain" else self.bn3(y)))
+
+
+class SettingCounts(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norms[self.settings.deeper.domain](self._convolved(x)))
+
+
+class SettingInADict(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.told["style"] == "plain" else self.bn3(y)))
+
+
 class Net(nn.Module):
     a: Any
     b: Any
@@ -209,6 +261,12 @@ ATTRIBUTES: list[tuple[type[Block], list[dict[str, Any]]]] = [
     (AttributeInAMethod, [{"domain": 1}]),
     (AttributeOfTheClass, [{"is_plain": False}]),
     (AttributeInAName, [{"domain": 3}]),
+    (AttributeOtherwise, [{"name": "painting"}]),
+    (AttributeMore, [{"domain": 11}]),
+    (AttributeFraction, [{"factor": 0.0}]),
+    (SettingOtherwise, [{"settings": Settings("fancy")}]),
+    (SettingCounts, [{"settings": Settings(deeper=Deeper(2))}]),
+    (SettingInADict, [{"told": {"style": "fancy"}}]),
 ]
 
 
@@ -243,12 +301,16 @@ def test_a_whole_gives_the_argument(args: tuple[int, ...]) -> None:
     _check(net, before, *args)
 
 
-@pytest.mark.parametrize("block", [AttributeOfTheClass, AttributeEqual])
+@pytest.mark.parametrize(
+    "block", [AttributeOfTheClass, AttributeEqual, SettingOtherwise, SettingCounts, SettingInADict]
+)
 def test_planning_leaves_attributes_as_they_are(block: type[Block]) -> None:
     net = Net(block)
     before = [list(vars(each).items()) for each in net.modules()]
+    settings = copy.deepcopy([(each.settings, each.told) for each in (net.a, net.b)])
     attn_surgery.plan(net, "se")
     assert [list(vars(each).items()) for each in net.modules()] == before
+    assert [(each.settings, each.told) for each in (net.a, net.b)] == settings
 
 
 class OfSeveralLayers(Block):
