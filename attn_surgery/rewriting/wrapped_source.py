@@ -13,7 +13,6 @@ import textwrap
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 from torch import nn
 
@@ -221,7 +220,8 @@ def _spliced(known: Definition, wrappings: Sequence[Wrapping], receiver: str) ->
     """Return the text of the function with the calls of the attentions in it."""
     lines = [line.encode() for line in known.lines]
     inserted: list[tuple[tuple[int, ...], bytes]] = []
-    targets = {known.range(each.target) for each in ast.walk(known.node) if _changes_name(each)}
+    changed = filter(None, map(_changed_name, ast.walk(known.node)))
+    targets = {known.range(each) for each in changed}
     for number, each in enumerate(wrappings):
         before, after = _around(each, receiver)
         first, start, last, end = each.around.range
@@ -298,30 +298,27 @@ class _Wrapper(ast.NodeTransformer):
         self.wrapping = wrapping
         self.receiver = receiver
 
-    def visit(self, node: ast.AST) -> ast.AST | list[ast.stmt]:
+    def visit(self, node: ast.AST) -> ast.AST | list[ast.AST]:
         if isinstance(node, ast.expr) and self._is_it(node):
             return _attended(node, self.wrapping, self.receiver)
-        if _changes_name(node) and self._is_it(node.target):
-            return [self._assigned(node), node]
+        name = _changed_name(node)
+        if name is not None and self._is_it(name):
+            return [self._assigned(name.id, node), node]
         return self.generic_visit(node)
 
     def _is_it(self, node: ast.expr) -> bool:
         return range_of(node, self.first) == self.wrapping.around.range
 
-    def _assigned(self, change: _NameChange) -> ast.stmt:
+    def _assigned(self, name: str, change: ast.AST) -> ast.stmt:
         """Return what gives a name what the attention returns, before the name is changed."""
-        held = ast.copy_location(ast.Name(change.target.id, ast.Load()), change)
+        held = ast.copy_location(ast.Name(name, ast.Load()), change)
         value = _attended(held, self.wrapping, self.receiver)
-        name = ast.copy_location(ast.Name(change.target.id, ast.Store()), change)
-        return ast.copy_location(ast.Assign([name], value), change)
+        target = ast.copy_location(ast.Name(name, ast.Store()), change)
+        return ast.copy_location(ast.Assign([target], value), change)
 
 
-def _changes_name(node: ast.AST) -> TypeGuard[_NameChange]:
-    """Tell whether it is ``name += value`` or the like, where no call can stand for the name."""
-    return isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)
-
-
-class _NameChange(ast.AugAssign):
-    """Such a statement, to type checkers."""
-
-    target: ast.Name
+def _changed_name(node: ast.AST) -> ast.Name | None:
+    """Return the name of ``name += value`` or the like, where no call can stand for it."""
+    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        return node.target
+    return None
