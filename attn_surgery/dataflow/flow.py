@@ -95,6 +95,10 @@ class Flow:
             node = self._changed[node]
         return node
 
+    def change_of(self, node: fx.Node) -> fx.Node | None:
+        """Return the node that next changes the tensor of ``node`` in place, if one does."""
+        return self._changed.get(node)
+
     def becomes(self, node: fx.Node, later: fx.Node) -> bool:
         """Tell whether ``later`` is the tensor of ``node``, changed in place or not."""
         while node is not later and node in self._changed:

@@ -93,6 +93,8 @@ def place(flow: Flow, value: fx.Node, into: tuple[fx.Node, ...], block: Call) ->
     if in_place and returning:  # what is changed within the child is no matter of the block's
         in_place = index(flow.inputs[value][0]) < returning[-1].start
     is_result = not into and block.node is not None and _passes(flow, block.node, value)
+    change = flow.change_of(value)  # a call of the block returns what is changed
+    is_result = is_result and (change is None or block not in owner(change).lineage())
     spot = replace(spot, in_place=in_place, is_result=is_result)
     source = flow.trace.called_module(value) or (returning[0].module if returning else None)
     if source is None:

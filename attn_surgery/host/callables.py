@@ -31,7 +31,8 @@ def functions_in(value: Any) -> Iterator[types.FunctionType]:
     """Yield the Python functions that calling ``value`` runs."""
     while isinstance(value, functools.partial):
         value = value.func
-    value = getattr(value, "__func__", value)
+    if isinstance(value, types.MethodType):
+        value = value.__func__
     if isinstance(value, types.FunctionType):
         yield value
     elif isinstance(value, property) and value.fget is not None:

@@ -23,6 +23,7 @@ MAX_OPTIONS = 64
 """How many other values are named of one module."""
 
 _MAX_NUMBERS = 8
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ def options(module: nn.Module) -> Iterator[Option]:
 
     A truth may be the other one, a member of an enumeration another, a number or a word one that
     the code names, one that finds a child, or one of which the code knows nothing. What is None,
-    or has to be given after the first argument, may be any of these.
+    or has to be given after the first argument, may be any of these; a number or a word, none.
 
     Example:
         >>> class Block(nn.Module):
         ...     def forward(self, x, style="plain"):
         ...         return self.fancy(x) if style == "fancy" else self.plain(x)
         >>> [(each.name, each.value) for each in options(Block())]
-        [('style', 'fancy'), ('style', 'fancy_')]
+        [('style', 'fancy'), ('style', 'fancy_'), ('style', None)]
     """
     return itertools.islice(_options(module), MAX_OPTIONS)
 
@@ -75,16 +76,16 @@ def taken(option: Option) -> Iterator[None]:
     if place is None:
         yield
         return
-    is_there, before = name in place, place.get(name)
+    before = dict.get(place, name, _MISSING)
 
-    def put_back() -> None:
-        if is_there:
-            place[name] = before
+    def put_back() -> None:  # past what a dict of the host's has to say to it
+        if before is not _MISSING:
+            dict.__setitem__(place, name, before)
         else:
-            place.pop(name, None)
+            dict.pop(place, name, None)
 
     with put_back_afterwards(put_back):
-        place[name] = option.value
+        dict.__setitem__(place, name, option.value)
         yield
 
 
@@ -97,7 +98,7 @@ def _others(now: Any, numbers: list[int], words: list[str]) -> list[Any]:
     if now is None or now is inspect.Parameter.empty:
         return [True, *numbers, *words]
     known = numbers if isinstance(now, (int, float)) else words if isinstance(now, str) else ()
-    return [each for each in known if each != now]
+    return [*(each for each in known if each != now), *([None] if known else ())]
 
 
 def _attributes(
@@ -107,18 +108,35 @@ def _attributes(
 
     They are the module's own and its class's, and those of an object or a dict that it holds.
     """
-    names = frozenset[str]().union(*(read(code).attributes for code in codes))
-    keys = {each for each in _constants(codes) if isinstance(each, str)}
+    names = {name for code in codes for name in read(code).attributes}
+    names |= {each for each in _constants(codes) if isinstance(each, str)}
     pending: list[object] = [module]
     for holder in pending:
-        place = holder if isinstance(holder, dict) else vars(holder)
-        found = place if isinstance(holder, dict) else _with_the_class(holder)
-        for name in sorted((keys if isinstance(holder, dict) else names) & found.keys()):
-            value = found[name]
-            if is_plain(value):
-                yield place, name, value
-            elif _holds_values(value) and not any(value is each for each in pending):
-                pending.append(value)
+        for place in _places(holder):
+            found = _with_the_class(holder) if place is _own(holder) else place
+            for name in sorted(each for each in names if dict.__contains__(found, each)):
+                value = dict.__getitem__(found, name)
+                if is_plain(value):
+                    yield place, name, value
+                elif _holds_values(value) and not any(value is each for each in pending):
+                    pending.append(value)
+
+
+def _places(holder: object) -> Iterator[dict[str, Any]]:
+    """Yield the dicts in which what is read off an object may stand."""
+    own = _own(holder)
+    if isinstance(holder, dict):
+        yield holder
+    if own is None or own is holder:
+        return
+    yield own
+    is_mapping = any(hasattr(type(holder), each) for each in ("__getattr__", "__getitem__"))
+    if is_mapping and not isinstance(holder, nn.Module):
+        yield from (each for each in own.values() if isinstance(each, dict))
+
+
+def _own(holder: object) -> dict[str, Any] | None:
+    return vars(holder) if type(holder).__dictoffset__ else None
 
 
 def _with_the_class(holder: object) -> dict[str, Any]:
@@ -134,14 +152,15 @@ def _with_the_class(holder: object) -> dict[str, Any]:
 def _holds_values(value: object) -> bool:
     """Tell whether a value is an object or a dict from which others are read, as of settings."""
     others = (Tensor, nn.Module, type, types.FunctionType, types.ModuleType)
-    return isinstance(value, dict) or (hasattr(value, "__dict__") and not isinstance(value, others))
+    is_object = type(value).__dictoffset__ and not isinstance(value, others)
+    return isinstance(value, dict) or bool(is_object)
 
 
 def _numbers(module: nn.Module, codes: Iterable[types.CodeType]) -> list[int]:
     children = max(len(each._modules) for each in _with_containers(module))
     constants = [each for each in _constants(codes) if type(each) is int]
     named = (*range(min(children, _MAX_NUMBERS)), *constants)
-    return list(dict.fromkeys((*named, max(named, default=0) + 1)))
+    return list(dict.fromkeys((*named, max(named, default=0) + 1, min(named, default=0) - 1)))
 
 
 def _words(module: nn.Module, codes: Iterable[types.CodeType]) -> list[str]:

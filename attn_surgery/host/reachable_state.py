@@ -230,7 +230,7 @@ def _within(value: Any) -> list[Any]:
 
 def _is_an_object(value: Any) -> bool:
     """Tell whether a value is one of the host's own classes, with attributes to be set."""
-    if isinstance(value, (type, *_WHOLE)) or not isinstance(getattr(value, "__dict__", None), dict):
+    if isinstance(value, (type, *_WHOLE)) or not type(value).__dictoffset__:
         return False
     return type(value).__module__.partition(".")[0] not in _NOT_THE_HOSTS
 

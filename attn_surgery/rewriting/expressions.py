@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from attn_surgery.dataflow import Flow, function_name
-from attn_surgery.finding import Finding, Spot, Step, path_below, places_on
+from attn_surgery.dataflow import Flow
+from attn_surgery.finding import Finding, Spot, Step, places_on
 from attn_surgery.host import Place, entry, ways
 from attn_surgery.rewriting.insertion import UnfaithfulError
+from attn_surgery.rewriting.nodes_of_steps import node_of
 from attn_surgery.rewriting.read_values import Values, values_read
 from attn_surgery.rewriting.syntax import REPEATING, around, node_at, operands
 from attn_surgery.rewriting.wrapped_source import Definition, Expression, codes_in, definition
@@ -164,9 +165,7 @@ class _Source:
         """Tell whether an expression is not evaluated on a way, or is its place for attention."""
         nodes = {each.name: each for each in way.trace.graph.nodes}
         for name in values.get(expression, []):
-            places = {
-                step: _node_of(way, self.block, step) for step in self.steps[way] if step.name
-            }
+            places = {step: node_of(way, self.block, step) for step in self.steps[way] if step.name}
             steps = [step for step, each in places.items() if way.becomes(nodes[name], each)]
             if not (steps and may):
                 return False
@@ -181,6 +180,8 @@ class _Source:
         methods = dict(self.methods.values())
         with values_read(self.block, methods, expressions) as read:
             traces = self._traces()
+        if len(traces) != len(self.flows):
+            raise UnfaithfulError("its own name for itself stands for something else there")
         return {
             flow: read.get(each.graph, {}) for flow, each in zip(self.flows, traces, strict=True)
         }
@@ -192,7 +193,7 @@ class _Source:
             raise UnfaithfulError("not all are to get the result")
         if step.kind == "argument":
             raise UnfaithfulError("it is given to the block")
-        value = _node_of(flow, self.block, step)
+        value = node_of(flow, self.block, step)
         frames, inner = self._frames(flow, value)
         is_made_here = not inner or (step.kind == "child" and self._is_child(inner[0], step))
         chosen = _returning(flow, value, frames)
@@ -212,8 +213,8 @@ class _Source:
         if spot.is_read_late:  # operands are evaluated one after the other, before it is taken
             raise UnfaithfulError(f"what {spot.step.name!r} holds is changed before it is taken")
         is_given = spot.step.kind == "argument"
-        value = None if is_given else _node_of(flow, self.block, spot.step)
-        takers = [_node_of(flow, self.block, step) for step in spot.into]
+        value = None if is_given else node_of(flow, self.block, spot.step)
+        takers = [node_of(flow, self.block, step) for step in spot.into]
         if not takers and value is not None:
             takers = [user for user in flow.value_users[value] if user.users]
         if len(takers) != 1:
@@ -224,7 +225,10 @@ class _Source:
         is_child = step is not None and step.kind == "child"
         if inner and not (is_child and step and self._is_child(inner[0], step)):
             raise UnfaithfulError("what takes it is called by a function outside of the block")
-        return _Chosen(flow, value, frame.text, [*map(frame.expression, operands(frame.node))])
+        places = list(operands(frame.node))
+        if spot.into and isinstance(frame.node, ast.AugAssign) and not _is_plain(frame.node.value):
+            places = places[-1:]  # it changes before the other operand may read it
+        return _Chosen(flow, value, frame.text, [*map(frame.expression, places)])
 
     def _frames(self, flow: Flow, node: fx.Node) -> tuple[list[_Frame], list[types.CodeType]]:
         """Return the places of the block's own, and the codes that run inside of the last."""
@@ -277,6 +281,13 @@ def _returning(flow: Flow, value: fx.Node, frames: list[_Frame]) -> list[_Frame]
     return found
 
 
+def _is_plain(node: ast.expr) -> bool:
+    """Tell whether evaluating an expression reads a name, or an attribute, and nothing else."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, (ast.Name, ast.Constant))
+
+
 def _callers(flow: Flow, code: types.CodeType) -> set[tuple[Place, ...]]:
     """Return the ways by which a code was called on one way through the block."""
     found: set[tuple[Place, ...]] = set()
@@ -302,43 +313,3 @@ def _methods(block: nn.Module) -> Iterator[tuple[types.CodeType, tuple[str, type
         if isinstance(function, types.FunctionType) and function.__code__.co_argcount:
             for code in (function.__code__, *codes_in(function.__code__)):
                 yield code, (name, function)
-
-
-def _node_of(flow: Flow, block: nn.Module, step: Step) -> fx.Node:
-    """Return the node of a step of the block's own forward, or of the only one such below it.
-
-    Raises:
-        UnfaithfulError: It is not there.
-    """
-    matches = list(_steps(flow, block, step)) or list(_steps_below(flow, block, step))
-    if len(matches) <= step.occurrence:
-        raise UnfaithfulError(f"{step.name!r} is in no method of its own")
-    node = sorted(matches, key=lambda each: each[0])[step.occurrence][1]
-    if node not in flow.inputs:
-        raise UnfaithfulError(f"{step.name!r} is something else on another way")
-    return node
-
-
-def _steps(flow: Flow, block: nn.Module, step: Step) -> Iterator[tuple[int, fx.Node]]:
-    """Yield the nodes that the forward itself makes by such a step, each with when."""
-    root = flow.trace.root
-    for node in flow.steps_in.get(root, ()):
-        module = flow.trace.called_module(node)
-        if module is not None:
-            is_such = step.kind == "child" and path_below(block, module) == step.name
-        else:
-            is_call = step.kind == "function" and node.op.startswith("call_")
-            is_such = is_call and function_name(node) == step.name
-        if is_such:
-            yield node.meta["index"], node
-    for call in flow.calls_in.get(root, ()) if step.kind == "child" else ():
-        if call.node is not None and path_below(block, call.module) == step.name:
-            yield call.start, call.node
-
-
-def _steps_below(flow: Flow, block: nn.Module, step: Step) -> Iterator[tuple[int, fx.Node]]:
-    """Yield the one call, in a child, of what the child returns among other values."""
-    calls = [(flow.trace.called_module(each), each) for each in flow.nodes]
-    below = [node for module, node in calls if module and path_below(block, module) == step.name]
-    if step.kind == "child" and len(below) == 1:
-        yield 0, below[0]

@@ -43,7 +43,7 @@ def values_read(
     for number, each in enumerate(sorted(expressions, key=lambda each: each.range)):
         reader = f"_attn_surgery_reader_{number}"
         instead[reader] = _reader(read, each)
-        readers.setdefault(each.method, []).append(Wrapping(reader, each))
+        readers.setdefault(each.method, []).append(Wrapping(reader, each, is_only_read=True))
     for name, several in readers.items():
         instead[name] = types.MethodType(wrapped(methods[name], several), block)
     own = vars(block)

@@ -65,7 +65,8 @@ def node_at(known: Definition, code: types.CodeType, offset: int) -> ast.expr | 
         raise UnfaithfulError("the code does not tell where it stands")
     first = known.node.lineno
     where = (line - first, start, last - first, end)
-    alike = [each for each in ast.walk(known.node) if isinstance(each, _EVALUATED)]
+    evaluated = (each for each in ast.walk(known.node) if isinstance(each, _EVALUATED))
+    alike = [each for each in evaluated if not isinstance(getattr(each, "ctx", None), ast.Store)]
     for each in alike:
         if known.range(each) == where:
             return each

@@ -47,11 +47,13 @@ class Wrapping:
         around: The expression.
         channels_last_dims: The number of spatial dims of a value ``(N, *spatial, C)``; 0 for
             ``(N, C, *spatial)``.
+        is_only_read: Whether what is called there returns what it is given.
     """
 
     attention: str
     around: Expression
     channels_last_dims: int = 0
+    is_only_read: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,8 +228,7 @@ def _spliced(known: Definition, wrappings: Sequence[Wrapping], receiver: str) ->
         before, after = _around(each, receiver)
         first, start, last, end = each.around.range
         if each.around.range in targets:
-            name = each.around.text
-            before, after = f"{name} = {before}{name}{after}; ", ""
+            before, after = f"{_beforehand(each.around.text, each, receiver)}; ", ""
         # at one place, what is around more comes first where it opens, and last where it closes
         inserted.append(((first, start, 1, -last, -end, -number), before.encode()))
         inserted.append(((last, end, 0, -first, -start, number), after.encode()))
@@ -243,6 +244,17 @@ def _around(wrapping: Wrapping, receiver: str) -> tuple[str, str]:
         first, last = (", ".join(map(str, to(dims))) for to in (maps_first, maps_last))
         return f"{before}(", f").permute({first})){after[1:]}.permute({last})"
     return before, after
+
+
+def _beforehand(name: str, wrapping: Wrapping, receiver: str) -> str:
+    """Return a statement that has the attention change what a name holds.
+
+    It does so in place, as what follows does: others may have it by another name.
+    """
+    before, after = _around(wrapping, receiver)
+    if wrapping.is_only_read:
+        return f"{before}{name}{after}"
+    return f"{name}.copy_({before}{name}.clone(){after})"
 
 
 def _attended(node: ast.expr, wrapping: Wrapping, receiver: str) -> ast.expr:
@@ -303,18 +315,14 @@ class _Wrapper(ast.NodeTransformer):
             return _attended(node, self.wrapping, self.receiver)
         name = _changed_name(node)
         if name is not None and self._is_it(name):
-            return [self._assigned(name.id, node), node]
+            (first,) = ast.parse(_beforehand(name.id, self.wrapping, self.receiver)).body
+            for each in ast.walk(first):
+                ast.copy_location(each, node)
+            return [first, node]
         return self.generic_visit(node)
 
     def _is_it(self, node: ast.expr) -> bool:
         return range_of(node, self.first) == self.wrapping.around.range
-
-    def _assigned(self, name: str, change: ast.AST) -> ast.stmt:
-        """Return what gives a name what the attention returns, before the name is changed."""
-        held = ast.copy_location(ast.Name(name, ast.Load()), change)
-        value = _attended(held, self.wrapping, self.receiver)
-        target = ast.copy_location(ast.Name(name, ast.Store()), change)
-        return ast.copy_location(ast.Assign([target], value), change)
 
 
 def _changed_name(node: ast.AST) -> ast.Name | None:

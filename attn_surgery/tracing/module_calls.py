@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from attn_surgery.host import put_back_afterwards
@@ -38,15 +38,18 @@ def modules_intercepted() -> Iterator[None]:
             return
         call, read = nn.Module.__call__, nn.Module.__getattr__
         items = {each: each.__getitem__ for each in _CONTAINERS}
+        holds = nn.ModuleDict.__contains__
 
         def put_back() -> None:
             _remembered.clear()
             nn.Module.__call__, nn.Module.__getattr__ = call, read
+            nn.ModuleDict.__contains__ = holds
             for container, item in items.items():
                 container.__getitem__ = item
 
         with put_back_afterwards(put_back):
             nn.Module.__call__, nn.Module.__getattr__ = _called(call), _read(read)
+            nn.ModuleDict.__contains__ = _contains(holds)
             for container, item in items.items():
                 container.__getitem__ = _item(item)
             yield
@@ -115,6 +118,16 @@ def _item(original: Any) -> Any:
         return original(container, key)
 
     return item
+
+
+def _contains(original: Any) -> Any:
+    @functools.wraps(original)
+    def contains(container: Any, key: Any) -> bool:
+        if _at_work.tracer is not None and isinstance(key, fx.Proxy):
+            return bool(key)  # it may be, and it may not: as the truth of any traced value
+        return original(container, key)
+
+    return contains
 
 
 def _read(original: Any) -> Any:

@@ -75,7 +75,7 @@ def test_the_lines_are_those_of_the_runs(name):
     lines = {line["variant"]: line for line in told["lines"]}
     for variant, line in lines.items():
         runs = [run for run in told["runs"] if run["identity"]["variant"] == variant]
-        assert line["scores"] == [run["score"]["accuracy"] for run in runs]
+        assert line["scores"] == [run["score"][told["score"]] for run in runs]
         assert line["mean"] == pytest.approx(statistics.fmean(line["scores"]))
         if variant == HOST:
             continue

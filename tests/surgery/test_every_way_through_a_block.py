@@ -33,6 +33,33 @@ class Settings:
     deeper: Deeper = dataclasses.field(default_factory=Deeper)
 
 
+class Attributed(dict[str, Any]):
+    """Its items are read as attributes, and set by its own rules."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("settings stay as they are")
+
+    def __deepcopy__(self, memo: object) -> Attributed:
+        return Attributed(self)
+
+
+class Within:
+    """Its values stand in a dict of its own."""
+
+    def __init__(self, **values: Any):
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_values" or name not in self._values:
+            raise AttributeError(name)
+        return self._values[name]
+
+
 class Block(nn.Module):
     """The parts of a block with norms to choose from."""
 
@@ -51,6 +78,8 @@ class Block(nn.Module):
         self.factor = 1.0
         self.settings = Settings()
         self.told: dict[str, Any] = {"style": "plain"}
+        self.attributed = Attributed(style="plain")
+        self.within = Within(style="plain")
 
     def _convolved(self, x: Tensor) -> Tensor:
         return self.conv2(F.relu(self.bn1(self.conv1(x))))
@@ -186,6 +215,36 @@ class SettingInADict(Block):
         return F.relu(x + (self.bn2(y) if self.told["style"] == "plain" else self.bn3(y)))
 
 
+class SettingInAnAttribute(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.attributed.style == "plain" else self.bn3(y)))
+
+
+class SettingWithin(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.within.style == "plain" else self.bn3(y)))
+
+
+class AttributeLess(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.domain >= 0 else self.bn3(y)))
+
+
+class AttributeTaken(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        return F.relu(x + (self.bn2(y) if self.factor is not None else self.bn3(y)))
+
+
+class ArgumentAmong(Block):
+    def forward(self, x: Tensor, name: str) -> Tensor:
+        y = self._convolved(x)
+        return F.relu((self.by_name[name](y) if name in self.by_name else self.bn2(y)) + x)
+
+
 class Net(nn.Module):
     a: Any
     b: Any
@@ -236,6 +295,7 @@ ARGUMENTS: list[tuple[type[Block], list[tuple[Any, ...]]]] = [
     (ArgumentCounts, [(), (1,), (2,)]),
     (ArgumentNames, [(), ("sketch",)]),
     (ArgumentNeeded, [("photo",), ("sketch",)]),
+    (ArgumentAmong, [("photo",), ("sketch",), ("painting",)]),
 ]
 
 
@@ -267,6 +327,10 @@ ATTRIBUTES: list[tuple[type[Block], list[dict[str, Any]]]] = [
     (SettingOtherwise, [{"settings": Settings("fancy")}]),
     (SettingCounts, [{"settings": Settings(deeper=Deeper(2))}]),
     (SettingInADict, [{"told": {"style": "fancy"}}]),
+    (SettingInAnAttribute, [{"attributed": Attributed(style="fancy")}]),
+    (SettingWithin, [{"within": Within(style="fancy")}]),
+    (AttributeLess, [{"domain": -2}]),
+    (AttributeTaken, [{"factor": None}]),
 ]
 
 
