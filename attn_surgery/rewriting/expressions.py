@@ -17,7 +17,7 @@ from attn_surgery.host import Place, entry, ways
 from attn_surgery.rewriting.insertion import UnfaithfulError
 from attn_surgery.rewriting.nodes_of_steps import node_of
 from attn_surgery.rewriting.read_values import Values, values_read
-from attn_surgery.rewriting.syntax import REPEATING, around, node_at, operands
+from attn_surgery.rewriting.syntax import REPEATING, around, is_value, node_at, operands
 from attn_surgery.rewriting.wrapped_source import Definition, Expression, codes_in, definition
 from attn_surgery.tracing import Trace, is_returned, trace
 
@@ -71,10 +71,10 @@ class _Frame:
         """What stands there."""
         return self.known.text(self.known.range(self.node))
 
-    def expression(self, node: ast.expr) -> Expression:
+    def expression(self, node: ast.expr, *, is_changed: bool = False) -> Expression:
         """Return the place of an expression of the method."""
         where = self.known.range(node)
-        return Expression(self.method, where, self.known.text(where))
+        return Expression(self.method, where, self.known.text(where), is_changed)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Source:
             called = "is called by a function outside of the block"
             why = "changes it in place" if is_made_here else called
             raise UnfaithfulError(f"{step.name!r} {why}")
-        places = [each.expression(each.node) for each in chosen if isinstance(each.node, ast.expr)]
+        places = [each.expression(each.node) for each in chosen if is_value(each.node)]
         if not places:
             raise UnfaithfulError(f"{chosen[-1].text!r} has no value")
         return _Chosen(flow, value, chosen[-1].text, list(dict.fromkeys(places)), are_calls=True)
@@ -216,7 +216,8 @@ class _Source:
         value = None if is_given else node_of(flow, self.block, spot.step)
         takers = [node_of(flow, self.block, step) for step in spot.into]
         if not takers and value is not None:
-            takers = [user for user in flow.value_users[value] if user.users]
+            users = flow.value_users[value]
+            takers = [user for user in users if user.users or flow.is_in_place(user)]
         if len(takers) != 1:
             raise UnfaithfulError("several steps take it")
         taker, step = takers[0], spot.into[0] if spot.into else None
@@ -226,9 +227,17 @@ class _Source:
         if inner and not (is_child and step and self._is_child(inner[0], step)):
             raise UnfaithfulError("what takes it is called by a function outside of the block")
         places = list(operands(frame.node))
-        if spot.into and isinstance(frame.node, ast.AugAssign) and not _is_plain(frame.node.value):
-            places = places[-1:]  # it changes before the other operand may read it
-        return _Chosen(flow, value, frame.text, [*map(frame.expression, places)])
+        if not _is_changed_by(flow, taker, value):
+            return _Chosen(flow, value, frame.text, [*map(frame.expression, places)])
+        if spot.into and not all(map(_is_plain, places)):
+            raise UnfaithfulError(f"{frame.text!r} changes in place what others read first")
+        # by a name others may have it, too; what has none is new
+        changed = [
+            frame.expression(each, is_changed=isinstance(each, ast.Name))
+            for each in places
+            if not isinstance(each, (ast.Attribute, ast.Subscript))
+        ]
+        return _Chosen(flow, value, frame.text, changed)
 
     def _frames(self, flow: Flow, node: fx.Node) -> tuple[list[_Frame], list[types.CodeType]]:
         """Return the places of the block's own, and the codes that run inside of the last."""
@@ -286,6 +295,14 @@ def _is_plain(node: ast.expr) -> bool:
     while isinstance(node, ast.Attribute):
         node = node.value
     return isinstance(node, (ast.Name, ast.Constant))
+
+
+def _is_changed_by(flow: Flow, taker: fx.Node, value: fx.Node | None) -> bool:
+    """Tell whether the taker changes the value in place; None stands for any argument."""
+    changed = taker.args[0] if taker.args and flow.is_in_place(taker) else None
+    if not isinstance(changed, fx.Node):
+        return False
+    return changed.op == "placeholder" if value is None else flow.becomes(changed, value)
 
 
 def _callers(flow: Flow, code: types.CodeType) -> set[tuple[Place, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from attn_surgery.rewriting.insertion import UnfaithfulError
 from attn_surgery.rewriting.wrapped_source import Definition
@@ -65,8 +65,7 @@ def node_at(known: Definition, code: types.CodeType, offset: int) -> ast.expr | 
         raise UnfaithfulError("the code does not tell where it stands")
     first = known.node.lineno
     where = (line - first, start, last - first, end)
-    evaluated = (each for each in ast.walk(known.node) if isinstance(each, _EVALUATED))
-    alike = [each for each in evaluated if not isinstance(getattr(each, "ctx", None), ast.Store)]
+    alike = [each for each in ast.walk(known.node) if isinstance(each, _EVALUATED)]
     for each in alike:
         if known.range(each) == where:
             return each
@@ -77,6 +76,11 @@ def node_at(known: Definition, code: types.CodeType, offset: int) -> ast.expr | 
 
 
 _EVALUATED = (ast.Call, ast.BinOp, ast.AugAssign, ast.Subscript, ast.UnaryOp, ast.Attribute)
+
+
+def is_value(node: ast.AST) -> TypeGuard[ast.expr]:
+    """Tell whether it is an expression that is evaluated, and not one that is written to."""
+    return isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), ast.Store)
 
 
 def around(outer: ast.AST, inner: ast.AST) -> list[ast.AST]:

@@ -31,11 +31,14 @@ class Expression:
         method: The name of the method in the class.
         range: Where it stands, its lines counted from that of the method's ``def``.
         text: What stands there.
+        is_changed: Whether it is a name, and what takes its value changes that in place: so does
+            the attention then, as others may have the value by another name.
     """
 
     method: str
     range: Range
     text: str
+    is_changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ def _spliced(known: Definition, wrappings: Sequence[Wrapping], receiver: str) ->
         before, after = _around(each, receiver)
         first, start, last, end = each.around.range
         if each.around.range in targets:
-            before, after = f"{_beforehand(each.around.text, each, receiver)}; ", ""
+            before, after = f"{before}{each.around.text}{after}; ", ""
         # at one place, what is around more comes first where it opens, and last where it closes
         inserted.append(((first, start, 1, -last, -end, -number), before.encode()))
         inserted.append(((last, end, 0, -first, -start, number), after.encode()))
@@ -242,19 +245,10 @@ def _around(wrapping: Wrapping, receiver: str) -> tuple[str, str]:
     before, after = f"{receiver}.{wrapping.attention}(", ")"
     if dims := wrapping.channels_last_dims:
         first, last = (", ".join(map(str, to(dims))) for to in (maps_first, maps_last))
-        return f"{before}(", f").permute({first})){after[1:]}.permute({last})"
+        before, after = f"{before}(", f").permute({first})){after[1:]}.permute({last})"
+    if wrapping.around.is_changed and not wrapping.is_only_read:
+        return f"{wrapping.around.text}.copy_({before}", f".clone(){after})"
     return before, after
-
-
-def _beforehand(name: str, wrapping: Wrapping, receiver: str) -> str:
-    """Return a statement that has the attention change what a name holds.
-
-    It does so in place, as what follows does: others may have it by another name.
-    """
-    before, after = _around(wrapping, receiver)
-    if wrapping.is_only_read:
-        return f"{before}{name}{after}"
-    return f"{name}.copy_({before}{name}.clone(){after})"
 
 
 def _attended(node: ast.expr, wrapping: Wrapping, receiver: str) -> ast.expr:
@@ -315,10 +309,9 @@ class _Wrapper(ast.NodeTransformer):
             return _attended(node, self.wrapping, self.receiver)
         name = _changed_name(node)
         if name is not None and self._is_it(name):
-            (first,) = ast.parse(_beforehand(name.id, self.wrapping, self.receiver)).body
-            for each in ast.walk(first):
-                ast.copy_location(each, node)
-            return [first, node]
+            held = ast.copy_location(ast.Name(name.id, ast.Load()), node)
+            first = ast.Expr(_attended(held, self.wrapping, self.receiver))
+            return [ast.copy_location(first, node), node]
         return self.generic_visit(node)
 
     def _is_it(self, node: ast.expr) -> bool:

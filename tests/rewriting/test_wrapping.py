@@ -569,3 +569,65 @@ def test_a_name_that_is_changed_while_training():
     for one, other in pairs:
         assert one.grad is not None
         assert torch.equal(one.grad, other.grad)
+
+
+class AddingByMethod(Changing):
+    """What the addition returns is not used: the branch itself is what is returned."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        h = F.silu(self.b(h)) if bool(x.sum() > 0) else F.gelu(self.b(h))
+        h.add_(x)
+        return h
+
+
+class AddingInAMethod(AddingByMethod):
+    def _add(self, h: Tensor, x: Tensor) -> None:
+        h += x
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        h = F.silu(self.b(h)) if bool(x.sum() > 0) else F.gelu(self.b(h))
+        self._add(h, x)
+        return h
+
+
+@pytest.mark.parametrize("kind", [AddingByMethod, AddingInAMethod])
+def test_what_is_changed_is_returned(kind: type[nn.Module]):
+    host = attended(kind)
+    for x in (X, -X):
+        assert torch.equal(host(x), changed_by_hand(host, x))
+
+
+class ReadingAView(Changing):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        h = F.silu(self.b(h)) if bool(x.sum() > 0) else F.gelu(self.b(h))
+        kept = h.detach()
+        h += x
+        return torch.relu(kept)
+
+
+class WritingAPart(Changing):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        h = F.silu(self.b(h)) if bool(x.sum() > 0) else F.gelu(self.b(h))
+        h[:] += x
+        return h
+
+
+class NoMoreItself(Changing):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        h = F.silu(self.b(h)) if bool(x.sum() > 0) else F.gelu(self.b(h))
+        self: Any = None
+        return h + x if h.size(1) == x.size(1) else h
+
+
+@pytest.mark.parametrize("kind", [ReadingAView, WritingAPart, NoMoreItself])
+def test_what_cannot_be_wrapped_is_skipped_or_the_same(kind: type[nn.Module]):
+    host, before = model(kind), model(kind)
+    if attn_surgery.plan(host).sites:
+        attn_surgery.apply(host, "cbam")
+    for x in (X, -X):
+        assert torch.equal(host(x), before(x))
