@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from attn_surgery.host import put_back_afterwards
+from attn_surgery.tracing.proxies import NUMBER
 
 T = TypeVar("T")
 
@@ -113,11 +114,19 @@ def _item(original: Any) -> Any:
     @functools.wraps(original)
     def item(container: Any, key: Any) -> Any:
         tracer = _at_work.tracer
-        if tracer is not None and tracer.is_unknown(key, container):
+        if tracer is not None and _is_unknown(tracer, key, container):
             return tracer.one_of(container)
         return original(container, key)
 
     return item
+
+
+def _is_unknown(tracer: Any, key: Any, container: Any) -> bool:
+    """Tell whether a key is a traced value, or a number given for one that leads nowhere."""
+    if isinstance(key, fx.Proxy):
+        return True
+    has_guessed = tracer.stack[-1].module in tracer.branched
+    return has_guessed and key == NUMBER and len(container) <= NUMBER
 
 
 def _contains(original: Any) -> Any:

@@ -33,7 +33,6 @@ from attn_surgery.tracing.failures import one_line
 from attn_surgery.tracing.foreign_reads import ForeignReads
 from attn_surgery.tracing.module_calls import at_work, modules_intercepted
 from attn_surgery.tracing.proxies import (
-    NUMBER,
     Value,
     Watched,
     is_primitive,
@@ -237,13 +236,6 @@ class Tracer(fx.Tracer):
         self.branched.append(module)
         self.looked_up.append(module)
         return next(container.children())
-
-    def is_unknown(self, key: Any, container: nn.ModuleList) -> bool:
-        """Tell whether a key is a traced value, or a number given for one that leads nowhere."""
-        if isinstance(key, fx.Proxy):
-            return True
-        has_guessed = self.stack[-1].module in self.branched
-        return has_guessed and key == NUMBER and len(container) <= NUMBER
 
     # nodes
 

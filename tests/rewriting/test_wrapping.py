@@ -620,7 +620,7 @@ class NoMoreItself(Changing):
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         h = torch.relu(self.a(x))
         h = F.silu(self.b(h)) if bool(x.sum() > 0) else F.gelu(self.b(h))
-        self: Any = None
+        self = None  # pyright: ignore[reportAssignmentType]
         return h + x if h.size(1) == x.size(1) else h
 
 
