@@ -235,7 +235,7 @@ class Tracer(fx.Tracer):
         module = self.stack[-1].module
         self.branched.append(module)
         self.looked_up.append(module)
-        return next(container.children())
+        return list(container.children())[0]
 
     # nodes
 
