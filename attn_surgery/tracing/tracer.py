@@ -235,7 +235,8 @@ class Tracer(fx.Tracer):
         module = self.stack[-1].module
         self.branched.append(module)
         self.looked_up.append(module)
-        return list(container.children())[0]
+        first, *_ = container.children()
+        return first
 
     # nodes
 
