@@ -300,6 +300,12 @@ def test_mistakes_that_show_with_the_data(data: Data, tmp_path: Path) -> None:
         run_recipe(recipe(tmp_path / "out", data, host=host))
 
 
+@pytest.mark.parametrize("scale", [1.0, "all", [1, 2, 3]])
+def test_values_that_no_transform_takes(data: Data, scale: object) -> None:
+    with pytest.raises(SurgeryError, match=r"^data.val_transform: "):
+        opened(dataclasses.replace(data, val_transform={"scale": scale}))
+
+
 @pytest.mark.parametrize("stage", [{"mixup": 0.2}, {"trains": ["head"]}, {"label_smoothing": 0.1}])
 def test_what_is_for_classification(data: Data, tmp_path: Path, stage: dict[str, Any]) -> None:
     with pytest.raises(SurgeryError, match="for classification"):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from attn_surgery.errors import SurgeryError
+from attn_surgery.errors import SurgeryError, one_line
 from attn_surgery.finetune.data.batches import Place, Prepared
 from attn_surgery.finetune.data.datasets import open_source
 from attn_surgery.finetune.data.folders import open_unlabelled
@@ -104,14 +104,14 @@ def open_data(data: Data, model: nn.Module | None, transforms: Transforms) -> Sp
 
     def prepared(train: bool, *domains: str) -> Prepared:
         own = dataclasses.replace(data, domains=domains)
-        return Prepared(sources[train], transforms(own, config, train))
+        return Prepared(sources[train], _transform(transforms, own, config, train))
 
     train = prepared(True, *data.domains)
     domains = {name: prepared(False, name) for name in data.domains}
     unlabelled = None
     if data.unlabelled:
         source = open_unlabelled(data.unlabelled)
-        unlabelled = Prepared(source, transforms(data, config, True))
+        unlabelled = Prepared(source, _transform(transforms, data, config, True))
     return Splits(
         train,
         InAllDomains(domains) if domains else prepared(False),
@@ -141,3 +141,15 @@ def _classes(data: Data, sources: Mapping[bool, Source]) -> int:
     if data.classes and data.classes < known and data.task == "classification":
         raise SurgeryError(f"data.classes={data.classes}, but {data.name} has {known} classes")
     return data.classes or known
+
+
+def _transform(
+    transforms: Transforms, data: Data, config: dict[str, Any], train: bool
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    try:
+        return transforms(data, config, train)
+    except SurgeryError:
+        raise
+    except Exception as error:  # timm's and torchvision's of what they are given
+        name = "data.train_transform" if train else "data.val_transform"
+        raise SurgeryError(f"{name}: {one_line(error)}") from error

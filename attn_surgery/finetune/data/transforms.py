@@ -11,7 +11,7 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
-from attn_surgery.errors import SurgeryError, nearest, one_line
+from attn_surgery.errors import SurgeryError, nearest
 from attn_surgery.finetune.data.domains import drawn_domain
 from attn_surgery.finetune.data.source import as_mode
 from attn_surgery.finetune.recipe import Data
@@ -45,10 +45,7 @@ def classification_transforms(
     usual = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
     if not train:
         usual["crop_pct"] = config["crop_pct"]
-    try:
-        made: Any = create_transform(**{**usual, "is_training": train, **given})
-    except Exception as error:
-        raise SurgeryError(f"{name}: {one_line(error)}") from error
+    made: Any = create_transform(**{**usual, "is_training": train, **given})
     return ImageTransform(made, "L" if data.channels == 1 else "RGB", data.domains)
 
 
