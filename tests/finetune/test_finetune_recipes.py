@@ -15,6 +15,7 @@ from attn_surgery.finetune.recipe.reading import read_recipe, shipped
 from attn_surgery.finetune.running import run_recipe
 
 NAMES = [
+    "context",
     "detection_fasterrcnn",
     "digits",
     "digits_domains",
