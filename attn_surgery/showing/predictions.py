@@ -132,6 +132,6 @@ def _number(target: Target, names: Sequence[str]) -> int:
     if isinstance(target, int) and 0 <= target < len(names):
         return target
     raise SurgeryError(
-        f"target={target!r} is no class{nearest(str(target), names)}; there are {len(names)}, "
-        f"{names[0]!r} to {names[-1]!r}"
+        f"target={target!r} is none of the {len(names)} classes, {names[0]!r} to "
+        f"{names[-1]!r}{nearest(str(target), names)}"
     )

@@ -338,8 +338,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         r"layer='blocks.7' gives no map .* did you mean 'blocks.[01]'", model, x, layer="blocks.7"
     )
     refused("method='GradCam' is not supported; did you mean 'GradCAM'", model, x, method="GradCam")
-    refused("target='lion' is no class", model, x, target="lion")
-    refused("target=3 is no class; there are 3", model, x, target=3)
+    refused("target='lion' is none of the", model, x, target="lion")
+    refused("target=3 is none of the 3 classes", model, x, target=3)
     refused("target has 1 classes, but there are 2 images", model, x, target=[0])
     refused("classes has 2 names, but the model has 3", model, x, classes=["a", "b"])
     refused(

@@ -122,8 +122,8 @@ def _check_surgery(recipe: Recipe) -> None:
     for name in surgery.options:
         if name not in known:
             raise SurgeryError(
-                f"surgery.options has a table for {name!r}{nearest(name, known)}, "
-                "which is none of surgery.attention"
+                f"surgery.options has a table for {name!r}, which is none of "
+                f"surgery.attention{nearest(name, known)}"
             )
     check_choice("surgery.init", surgery.init, ("identity", "paper"))
     for variant in recipe.operated_variants:
