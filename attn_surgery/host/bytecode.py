@@ -181,7 +181,10 @@ def _adds(code: types.CodeType) -> bool:
 def _is_addition(step: dis.Instruction) -> bool:
     if step.opname == "BINARY_OP":
         return step.argrepr in ("+", "+=")
-    return step.opname in ("BINARY_ADD", "INPLACE_ADD") or step.argval in ("add", "add_")
+    return step.opname in ("BINARY_ADD", "INPLACE_ADD") or step.argval in _ADDING
+
+
+_ADDING = frozenset("add add_ iadd __add__ __iadd__ __radd__".split())
 
 
 @functools.lru_cache(maxsize=4096)

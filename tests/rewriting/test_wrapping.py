@@ -592,7 +592,14 @@ class AddingInAMethod(AddingByMethod):
         return h
 
 
-@pytest.mark.parametrize("kind", [AddingByMethod, AddingInAMethod])
+class AddingByFunction(AddingByMethod):
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        h = torch.relu(self.a(x))
+        h = F.silu(self.b(h)) if bool(x.sum() > 0) else F.gelu(self.b(h))
+        return operator.iadd(h, x)
+
+
+@pytest.mark.parametrize("kind", [AddingByMethod, AddingInAMethod, AddingByFunction])
 def test_what_is_changed_is_returned(kind: type[nn.Module]):
     host = attended(kind)
     for x in (X, -X):
