@@ -31,6 +31,7 @@ MEASURED = [
     "lite0_adapter",
     "mixed_domains",
     "mixed_domains_norms",
+    "segmentation_small",
 ]
 FRESH: dict[str, set[str]] = {
     "digits_domains": set(),
