@@ -19,6 +19,7 @@ from attn_surgery.finetune.results.comparison import paired
 from attn_surgery.finetune.results.outcome import Costs
 from attn_surgery.finetune.results.publishing import costs_of
 from attn_surgery.finetune.running import run_recipe
+from attn_surgery.finetune.tasks.units import unit_of
 from benchmarks.trials import TRIALS, recipe_of, report, share
 from tests.finetuning import tiny, weights
 
@@ -93,8 +94,9 @@ def test_the_lines_are_those_of_the_runs(name):
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_table_is_that_of_the_numbers(name):
     table = (RESULTS / f"{name}.md").read_text()
-    for line in result(name)["lines"]:
-        assert f"| {100 * line['mean']:.2f} " in table
+    told = result(name)
+    for line in told["lines"]:
+        assert f"| {unit_of(told['score']).write(line['mean'])} " in table
 
 
 @pytest.mark.parametrize(("name", "unconfirmed"), FRESH.items())
