@@ -25,6 +25,7 @@ from tests.finetuning import tiny, weights
 
 RESULTS = Path(attn_surgery.__file__).parents[1] / "recipes" / "results"
 MEASURED = [
+    "context",
     "digits",
     "digits_domains",
     "efficientnet_lite0_transfer",
