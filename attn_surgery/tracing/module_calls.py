@@ -37,22 +37,16 @@ def modules_intercepted() -> Iterator[None]:
         if hasattr(nn.Module.__call__, _PATCHED):
             yield
             return
-        call, read = nn.Module.__call__, nn.Module.__getattr__
-        items = {each: each.__getitem__ for each in _CONTAINERS}
-        holds = nn.ModuleDict.__contains__
+        originals = [getattr(cls, name) for cls, name, _ in _INTERCEPTED]
 
         def put_back() -> None:
             _remembered.clear()
-            nn.Module.__call__, nn.Module.__getattr__ = call, read
-            nn.ModuleDict.__contains__ = holds
-            for container, item in items.items():
-                container.__getitem__ = item
+            for (cls, name, _), original in zip(_INTERCEPTED, originals, strict=True):
+                setattr(cls, name, original)
 
         with put_back_afterwards(put_back):
-            nn.Module.__call__, nn.Module.__getattr__ = _called(call), _read(read)
-            nn.ModuleDict.__contains__ = _contains(holds)
-            for container, item in items.items():
-                container.__getitem__ = _item(item)
+            for (cls, name, told), original in zip(_INTERCEPTED, originals, strict=True):
+                setattr(cls, name, told(original))
             yield
 
 
@@ -70,7 +64,6 @@ def remembered(key: object, make: Callable[[], T]) -> T:
 
 
 _remembered: dict[object, Any] = {}
-_CONTAINERS: tuple[Any, ...] = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 @contextmanager
@@ -153,3 +146,14 @@ def _read(original: Any) -> Any:
 
     setattr(read, _PATCHED, True)
     return read
+
+
+_INTERCEPTED: tuple[tuple[type[nn.Module], str, Callable[[Any], Any]], ...] = (
+    (nn.Module, "__call__", _called),
+    (nn.Module, "__getattr__", _read),
+    (nn.ModuleList, "__getitem__", _item),
+    (nn.ModuleDict, "__getitem__", _item),
+    (nn.Sequential, "__getitem__", _item),
+    (nn.ModuleDict, "__contains__", _contains),
+)
+"""The methods of torch's that tell the tracer while modules are intercepted, and what tells it."""
