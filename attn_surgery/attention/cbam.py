@@ -20,11 +20,12 @@ from attn_surgery.attention.construction import (
     described,
     flag,
     in_parts,
+    is_smaller,
     is_untouched,
-    joined,
     maximum_over_channels,
     pooled,
     register,
+    samples_at_once,
     sigmoid_gate,
     unbatched,
     whole,
@@ -32,6 +33,8 @@ from attn_surgery.attention.construction import (
 
 CHANNEL_ORDERS = ("max_mean", "mean_max")
 ORDERS = ("channel_first", "spatial_first", "parallel")
+_SMALL = 1 << 15
+"""Elements of a map, below which to arrange its passes costs more than they do."""
 
 
 @register("cam", paper="Woo et al. 2018, arXiv:1807.06521, eq. 2", dims=(1, 2, 3))
@@ -279,7 +282,8 @@ class CBAM(nn.Module):
 
     def _goes_by_passes(self, x: Tensor) -> bool:
         return (
-            self.order == "channel_first"
+            (torch.is_grad_enabled() or not is_smaller(x, _SMALL))
+            and self.order == "channel_first"
             and is_untouched(self.channel, ChannelAttention)
             and is_untouched(self.spatial, SpatialAttention)
             and self.channel.goes_by_passes(x)
@@ -296,15 +300,20 @@ class CBAM(nn.Module):
 
     def _in_place(self, x: Tensor) -> Tensor:
         """Scale the scaled map where it lies."""
-        result = torch.empty_like(x)
         channel = self.channel.gate_of(pooled(x, self.channel.pools, self.channel.dims))
-        told = []
+        if samples_at_once(x) == x.shape[0]:
+            scaled = x * channel
+            return scaled.mul_(self.spatial.gate_of(self._description(scaled)))
+        result, told = torch.empty_like(x), []
         for of, by, scaled in in_parts(x, channel, result):
             torch.mul(of, by, out=scaled)
-            told.append(self.spatial.describe(scaled, maximum_over_channels(scaled)))
-        for scaled, at in in_parts(result, self.spatial.gate_of(joined(told))):
+            told.append(self._description(scaled))
+        for scaled, at in in_parts(result, self.spatial.gate_of(torch.cat(told))):
             scaled.mul_(at)
         return result
+
+    def _description(self, scaled: Tensor) -> Tensor:
+        return self.spatial.describe(scaled, maximum_over_channels(scaled))
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
-from attn_surgery.attention import build
+from attn_surgery.attention import build, cbam
 from attn_surgery.attention.construction import maxima, passes
 
 NAMES = ("se", "cam", "cbam")
@@ -56,7 +56,8 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if request.param == "apart":
         monkeypatch.setattr(passes, "_LARGE", 1)
         monkeypatch.setattr(passes, "_PART", 1)
-    monkeypatch.setattr(maxima, "_SMALL", 1)
+    monkeypatch.setattr(maxima, "_MANY", 1)
+    monkeypatch.setattr(cbam, "_SMALL", 1)
 
 
 @pytest.mark.usefixtures("parts")
@@ -116,7 +117,7 @@ def test_maxima_are_those_of_torch(shape, channels_last, odd):
         x[0, 0, -1] = odd
     positions = list(range(2, x.dim()))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maxima, "_SMALL", 1)
+        patch.setattr(maxima, "_MANY", 1)
         over_channels = maxima.maximum_over_channels(x)
         over_positions = maxima.maximum_over_positions(x)
     same = {"rtol": 0, "atol": 0, "equal_nan": True}

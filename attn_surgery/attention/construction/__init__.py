@@ -17,7 +17,7 @@ from attn_surgery.attention.construction.gate import (
 )
 from attn_surgery.attention.construction.maxima import maximum_over_channels
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
-from attn_surgery.attention.construction.ordinary import is_untouched
+from attn_surgery.attention.construction.ordinary import is_smaller, is_untouched
 from attn_surgery.attention.construction.passes import (
     NO_POOL,
     POOLS,
@@ -26,8 +26,8 @@ from attn_surgery.attention.construction.passes import (
     Scaled,
     described,
     in_parts,
-    joined,
     pooled,
+    samples_at_once,
 )
 from attn_surgery.attention.construction.registry import (
     Entry,
@@ -62,12 +62,13 @@ __all__ = [
     "hidden_width",
     "in_parts",
     "is_empty",
+    "is_smaller",
     "is_untouched",
-    "joined",
     "maximum_over_channels",
     "pooled",
     "positive",
     "register",
+    "samples_at_once",
     "sigmoid_gate",
     "std_mean",
     "unbatched",

@@ -18,6 +18,7 @@ from attn_surgery.attention.construction.passes import (
     Scaled,
     pool,
 )
+from attn_surgery.attention.construction.pointwise import POINTWISE, mlp_of_pools
 from attn_surgery.errors import SurgeryError
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -79,7 +80,8 @@ class ChannelGate(nn.Module):
     ):
         super().__init__()
         whole("channels", channels)
-        conv = CONV[choice("spatial_dims", spatial_dims, tuple(CONV))]
+        convolutions = CONV if pools == [NO_POOL] else POINTWISE
+        conv = convolutions[choice("spatial_dims", spatial_dims, tuple(CONV))]
         hidden = hidden_width(channels, reduction, hidden_channels, divisor)
         self.init: str = choice("init", init, INITS)
         self.pools: list[str] = [NO_POOL] if pools == [NO_POOL] else pool_list(pools)
@@ -111,17 +113,23 @@ class ChannelGate(nn.Module):
 
     def gate_of(self, pools: list[Tensor]) -> Tensor:
         """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way."""
+        return sigmoid_gate(self._logits_of(pools), self.init)
+
+    def _logits_of(self, pools: list[Tensor]) -> Tensor:
+        x, spatial_dims = pools[0], len(self.dims)
+        if not is_scripting():
+            logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2)
+            if logits is not None:
+                return logits
+        each_batched = [batched(each, spatial_dims) for each in pools]
         if len(pools) == 1:
-            return sigmoid_gate(self.mlp(pools[0]), self.init)
+            return unbatched(self.mlp(each_batched[0]), x, spatial_dims)
         # Quantizers follow a layer that is called once, and additions better than a sum.
-        # Channels last, as contiguous maps of a few positions take up to seven times as long.
-        spatial_dims = len(self.dims)
-        each_last = [batched(each, spatial_dims).movedim(1, -1) for each in pools]
-        several = self.mlp(torch.cat(each_last, -2).movedim(-1, 1))
+        several = self.mlp(torch.cat(each_batched, -1))
         logits = several.narrow(-1, 0, 1)
         for i in range(1, len(pools)):
             logits = logits + several.narrow(-1, i, 1)
-        return unbatched(sigmoid_gate(logits, self.init), pools[0], spatial_dims)
+        return unbatched(logits, x, spatial_dims)
 
     def goes_by_passes(self, x: Tensor) -> bool:
         """Tell whether a map may be attended to by its passes, and nobody would know."""

@@ -3,7 +3,9 @@
 torch reduces 32 neighbours at a time, and those that are left over one by one, which takes up to 20
 times as long: of 49 positions (7 x 7) 17 are left over, of 24 channels all. A maximum may be taken
 in any order, of some twice: the value is the same to the last bit. Its gradient is not, where
-several attain it: where gradients are recorded, `amax` it is.
+several attain it: nothing here is for autograd.
+
+Maps are dense: contiguous, or channels last.
 """
 
 from __future__ import annotations
@@ -13,28 +15,27 @@ import math
 import torch
 from torch import Tensor
 
-from attn_surgery.attention.construction.ordinary import is_dense
-
 _AT_ONCE = 32
 _FEW = 128
 """Neighbours, of which those left over no longer matter."""
-_SMALL = 1 << 12
-"""Elements of a map, below which the detour costs more."""
+_MANY = 1 << 14
+"""Elements that are left over, below which the detour costs more."""
 
 
 def maximum_over_positions(x: Tensor) -> Tensor:
     """Return the maximum of every channel: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``.
 
     Example:
-        >>> x = torch.randn(2, 24, 7, 7)
+        >>> x = torch.randn(32, 24, 7, 7)
         >>> torch.equal(maximum_over_positions(x), x.amax((2, 3), keepdim=True))
         True
     """
     positions = list(range(2, x.dim()))
-    if not _is_folded(x):
+    contiguous = x.is_contiguous()
+    if not _is_folded(x, contiguous):
         return x.amax(positions, keepdim=True)
     shape = [*x.shape[:2], *[1] * len(positions)]
-    if x.is_contiguous():
+    if contiguous:
         return _of_rows(x.flatten(2)).view(shape)
     return _of_columns(x.movedim(1, -1).flatten(1, -2)).view(shape)
 
@@ -43,26 +44,25 @@ def maximum_over_channels(x: Tensor) -> Tensor:
     """Return the maximum at every position: ``(N, C, *spatial)`` -> ``(N, 1, *spatial)``.
 
     Example:
-        >>> x = torch.randn(2, 24, 7, 7)
+        >>> x = torch.randn(32, 24, 7, 7)
         >>> torch.equal(maximum_over_channels(x), x.amax(1, keepdim=True))
         True
     """
-    if not _is_folded(x):
+    contiguous = x.is_contiguous()
+    if not _is_folded(x, contiguous):
         return x.amax(1, keepdim=True)
     shape = [x.shape[0], 1, *x.shape[2:]]
-    if x.is_contiguous():
+    if contiguous:
         return _of_columns(x.flatten(2)).view(shape)
     return _of_rows(x.movedim(1, -1).flatten(1, -2)).view(shape)
 
 
-def _is_folded(x: Tensor) -> bool:
-    if torch.is_grad_enabled() or x.numel() < _SMALL or x.device.type != "cpu":
-        return False
-    if not is_dense(x):
-        return False
+def _is_folded(x: Tensor, contiguous: bool) -> bool:
     samples, channels = x.shape[:2]
-    neighbours = x.numel() // (samples * channels) if x.is_contiguous() else channels
-    return 1 < neighbours < _FEW and neighbours % _AT_ONCE > 0
+    size = x.numel()
+    neighbours = size // (samples * channels) if contiguous else channels
+    left_over = size // neighbours * (neighbours % _AT_ONCE)
+    return 1 < neighbours < _FEW and left_over >= _MANY and x.is_cpu
 
 
 def _of_rows(x: Tensor) -> Tensor:

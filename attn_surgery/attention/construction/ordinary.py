@@ -53,6 +53,21 @@ def _only_answers(mode: TorchDispatchMode) -> bool:
     return getattr(mode, "only_answers", False)
 
 
+def is_smaller(x: Tensor, size: int) -> bool:
+    """Tell whether a tensor has fewer elements than that; for a tracer, who cannot say, it has not.
+
+    Example:
+        >>> is_smaller(torch.zeros(3), 4), is_smaller(torch.zeros(3), 2)
+        (True, False)
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and not is_tracing()
+        and x.numel() < size
+    )
+
+
 def is_dense(x: Tensor) -> bool:
     """Tell whether a map's positions are one dimension as it lies: contiguous, or channels last.
 

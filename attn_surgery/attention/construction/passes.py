@@ -44,7 +44,7 @@ def samples_at_once(x: Tensor) -> int:
         (1, 8)
     """
     size = x.numel() * x.element_size()
-    if size < _LARGE or x.device.type != "cpu":
+    if size < _LARGE or not x.is_cpu:
         return x.shape[0]
     return max(1, _PART * x.shape[0] // size)
 
@@ -101,11 +101,12 @@ def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
 
 def pooled(x: Tensor, kinds: Sequence[str], dims: list[int]) -> list[Tensor]:
     """Pool a map in several ways, ``(N, C, 1, ...)`` each, a few samples at a time."""
-    parts = [
-        [maximum_over_positions(of) if kind == "max" else pool(of, kind, dims) for kind in kinds]
-        for (of,) in in_parts(x)
-    ]
-    return [joined(list(each)) for each in zip(*parts, strict=True)]
+    if samples_at_once(x) == x.shape[0]:
+        return [
+            maximum_over_positions(x) if kind == "max" else pool(x, kind, dims) for kind in kinds
+        ]
+    parts = [pooled(of, kinds, dims) for of in x.split(samples_at_once(x))]
+    return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 
 class Pooled(Function):

@@ -1,0 +1,87 @@
+"""1x1 convolutions of pooled maps, as products of matrices: a convolution's kernel is for large maps.
+
+They are convolutions in all that others ask them for: class, parameters, keys, start, hooks. Two of
+them with a rectifier between, an MLP, are worked out without their calls where nobody would see
+those; the numbers are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
+
+from attn_surgery.attention.construction.ordinary import is_untouched
+
+
+class _Pointwise:
+    """What goes before the class of a convolution that is a product of matrices."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Multiply at every position: ``(N, C, *spatial)`` -> ``(N, C', *spatial)``."""
+        positions = x.flatten(2).transpose(1, 2).contiguous()
+        y = F.linear(positions, self.weight.flatten(1), self.bias)
+        return y.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Pointwise1d(_Pointwise, nn.Conv1d):
+    """A 1x1 convolution of few positions, ``(N, C, L)`` -> ``(N, C', L)``."""
+
+
+class Pointwise2d(_Pointwise, nn.Conv2d):
+    """A 1x1 convolution of few positions, ``(N, C, H, W)`` -> ``(N, C', H, W)``."""
+
+
+class Pointwise3d(_Pointwise, nn.Conv3d):
+    """A 1x1 convolution of few positions, ``(N, C, D, H, W)`` -> ``(N, C', D, H, W)``."""
+
+
+POINTWISE = {1: Pointwise1d, 2: Pointwise2d, 3: Pointwise3d}
+"""By the number of spatial dimensions."""
+_KINDS = tuple(POINTWISE.values())
+
+
+def mlp_of_pools(pools: list[Tensor], fc1: Any, act: nn.Module, fc2: Any) -> Tensor | None:
+    """Work out the sum of an MLP's logits of several pools, if nobody would miss its layers' calls.
+
+    Args:
+        pools: Pooled maps, ``(N, C, 1, ...)`` each.
+        fc1: The first layer of the MLP.
+        act: What comes between.
+        fc2: The second layer.
+
+    Returns:
+        ``(N, C, 1, ...)``; None where the layers have to be called.
+
+    Example:
+        >>> fc1, fc2, x = Pointwise2d(8, 2, 1), Pointwise2d(2, 8, 1), torch.randn(4, 8, 1, 1)
+        >>> torch.equal(mlp_of_pools([x], fc1, nn.ReLU(), fc2), fc2(fc1(x).relu()))
+        True
+    """
+    x = pools[0]
+    if not (type(x) is Tensor and _is_uncalled(fc1, act, fc2) and x.dim() == fc1.weight.dim()):
+        return None
+    several = len(pools)
+    if several == 1:
+        rows = x.flatten(1)
+    else:
+        rows = torch.cat(pools, 1).view(x.shape[0], several, x.shape[1])
+    hidden = F.relu(F.linear(rows, fc1.weight.flatten(1), fc1.bias))
+    logits = F.linear(hidden, fc2.weight.flatten(1), fc2.bias)
+    if several > 1:
+        logits = functools.reduce(torch.add, logits.unbind(1))
+    return logits.view_as(x)
+
+
+def _is_uncalled(fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and is_untouched(fc1, *_KINDS)
+        and is_untouched(act, nn.ReLU)
+        and is_untouched(fc2, *_KINDS)
+        and not torch_module._has_any_global_hook()
+    )

@@ -1,0 +1,129 @@
+"""The layers of a gate: convolutions to everybody, products of matrices to the processor."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
+
+from attn_surgery.attention import build
+from attn_surgery.attention.construction import CONV, pointwise
+from attn_surgery.attention.construction.pointwise import POINTWISE
+
+POSITIONS = st.integers(1, 3)
+CALLED = {
+    "hook": lambda layer: layer.register_forward_hook(lambda *_: None),
+    "backward hook": lambda layer: layer.register_full_backward_hook(lambda *_: None),
+    "forward of its own": lambda layer: setattr(layer, "forward", layer.forward),
+    "parametrized": lambda layer: parametrize.register_parametrization(
+        layer, "weight", nn.Identity()
+    ),
+    "pruned": lambda layer: prune.identity(layer, "weight"),
+    "compiled": lambda layer: layer.compile(backend="eager"),
+}
+
+
+def of_gate(name: str, dims: int) -> Any:
+    """Build an attention with such a gate, past its start."""
+    torch.manual_seed(0)
+    attention = build(name, 24, spatial_dims=dims, options={"hidden_channels": 5})
+    with torch.no_grad():
+        for each in attention.parameters():
+            each += torch.randn_like(each) / 2
+    return attention
+
+
+@given(
+    samples=st.integers(0, 3),
+    channels=st.integers(1, 9),
+    outward=st.integers(1, 9),
+    size=POSITIONS.flatmap(lambda dims: st.lists(POSITIONS, min_size=dims, max_size=dims)),
+    bias=st.booleans(),
+)
+def test_it_is_the_convolution(samples, channels, outward, size, bias):
+    torch.manual_seed(1)
+    ours = POINTWISE[len(size)](channels, outward, 1, bias=bias).double()
+    torch.manual_seed(1)
+    theirs = CONV[len(size)](channels, outward, 1, bias=bias).double()
+    assert isinstance(ours, type(theirs))
+    x = torch.randn(samples, channels, *size, dtype=torch.double, requires_grad=True)
+    y, expected = ours(x), theirs(x)
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(y, expected, **close)
+    if samples:
+        mine = torch.autograd.grad(y.square().sum(), [x, *ours.parameters()])
+        others = torch.autograd.grad(expected.square().sum(), [x, *theirs.parameters()])
+        torch.testing.assert_close(mine, others, **close)
+
+
+@pytest.mark.parametrize("which", ["fc1", "act", "fc2"])
+@pytest.mark.parametrize("touch", CALLED.values(), ids=CALLED)
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", ["se", "cam"])
+def test_called_or_not_the_numbers_are_the_same(name, dims, touch, which):
+    if which == "act" and touch in (CALLED["parametrized"], CALLED["pruned"]):
+        pytest.skip("an activation has no weight")
+    attention, x = of_gate(name, dims), torch.randn(3, 24, *[4] * dims)
+    other = copy.deepcopy(attention)
+    touch(other.get_submodule(which))
+    with torch.no_grad():
+        assert torch.equal(attention(x), other(x))
+
+
+@pytest.mark.parametrize("which", ["fc1", "act", "fc2"])
+def test_a_layer_that_is_hooked_is_called(which):
+    attention, seen = of_gate("cam", 2), []
+    attention.get_submodule(which).register_forward_hook(lambda *call: seen.append(call[2].shape))
+    attention(torch.randn(3, 24, 4, 4))
+    assert len(seen) == 1
+    assert seen[0][0] == 3, "one row a sample, as those ask who sort gradients by sample"
+
+
+def test_a_hook_on_all_modules_sees_the_layers():
+    attention, seen = of_gate("se", 2), []
+    handle = nn.modules.module.register_module_forward_hook(lambda *call: seen.append(call[0]))
+    try:
+        attention(torch.randn(3, 24, 4, 4))
+    finally:
+        handle.remove()
+    assert {attention.fc1, attention.act, attention.fc2} <= set(seen)
+
+
+class Rescaled(nn.Conv2d):
+    """Somebody's own layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Rescaled])
+def test_a_layer_that_was_exchanged_is_called(kind: type[nn.Conv2d]):
+    """Convolutions are what earlier versions had; what was pickled then goes on."""
+    attention, x = of_gate("se", 2), torch.randn(3, 24, 4, 4)
+    other = copy.deepcopy(attention)
+    other.fc2 = kind(5, 24, 1)
+    other.fc2.load_state_dict(attention.fc2.state_dict())
+    hidden = F.relu(attention.fc1(x.mean((2, 3), keepdim=True)))
+    expected = x * (2 * other.fc2(hidden).sigmoid())
+    torch.testing.assert_close(other(x), expected)
+    assert torch.allclose(other(x), attention(x), atol=1e-5) is (kind is nn.Conv2d)
+
+
+def test_without_a_squeeze_it_is_a_convolution_of_a_large_map():
+    attention = build("se", 8, options={"pool": "none"})
+    assert type(attention.fc1) is type(attention.fc2) is nn.Conv2d
+
+
+def test_nothing_is_called_where_nobody_looks(monkeypatch):
+    def refuse(*_: Any) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(pointwise._Pointwise, "forward", refuse)
+    build("cbam", 24)(torch.randn(3, 24, 4, 4))
