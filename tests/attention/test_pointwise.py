@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
-from attn_surgery.attention import build
+from attn_surgery.attention import SE, build
 from attn_surgery.attention.construction import CONV, pointwise
 from attn_surgery.attention.construction.pointwise import POINTWISE
 
@@ -94,6 +94,19 @@ def test_a_hook_on_all_modules_sees_the_layers():
     finally:
         handle.remove()
     assert {attention.fc1, attention.act, attention.fc2} <= set(seen)
+
+
+class Bounded(SE):
+    """Somebody's own gate."""
+
+    def mlp(self, pooled: Tensor) -> Tensor:
+        return super().mlp(pooled).clamp(-1, 1)
+
+
+def test_an_mlp_of_its_own_is_called():
+    attention, x = Bounded(24), torch.randn(3, 24, 4, 4)
+    nn.init.constant_(attention.fc2.bias, 5.0)
+    torch.testing.assert_close(attention(x), x * (2 * torch.ones(()).sigmoid()))
 
 
 class Rescaled(nn.Conv2d):

@@ -117,10 +117,11 @@ class ChannelGate(nn.Module):
 
     def _logits_of(self, pools: list[Tensor]) -> Tensor:
         x, spatial_dims = pools[0], len(self.dims)
-        if not is_scripting():
-            logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2)
-            if logits is not None:
-                return logits
+        if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
+            if type(self).mlp is ChannelGate.mlp:
+                logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2)
+                if logits is not None:
+                    return logits
         each_batched = [batched(each, spatial_dims) for each in pools]
         if len(pools) == 1:
             return unbatched(self.mlp(each_batched[0]), x, spatial_dims)

@@ -1,4 +1,4 @@
-"""1x1 convolutions of pooled maps, as products of matrices: a convolution's kernel is for large maps.
+"""1x1 convolutions of pooled maps, as products of matrices: a convolution's kernel is for others.
 
 They are convolutions in all that others ask them for: class, parameters, keys, start, hooks. Two of
 them with a rectifier between, an MLP, are worked out without their calls where nobody would see
@@ -21,11 +21,11 @@ from attn_surgery.attention.construction.ordinary import is_untouched
 class _Pointwise:
     """What goes before the class of a convolution that is a product of matrices."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor) -> Tensor:
         """Multiply at every position: ``(N, C, *spatial)`` -> ``(N, C', *spatial)``."""
-        positions = x.flatten(2).transpose(1, 2).contiguous()
+        positions = input.flatten(2).transpose(1, 2).contiguous()
         y = F.linear(positions, self.weight.flatten(1), self.bias)
-        return y.transpose(1, 2).unflatten(2, x.shape[2:])
+        return y.transpose(1, 2).unflatten(2, input.shape[2:])
 
 
 class Pointwise1d(_Pointwise, nn.Conv1d):
