@@ -93,7 +93,11 @@ def mib(size: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what apply costs.")
     parser.add_argument("--rounds", type=at_least_two, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    words = parser.parse_args()
+    rounds = words.rounds
+    if words.threads:
+        torch.set_num_threads(words.threads)
     print(
         f"CPU {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}, float32, {time.strftime('%Y-%m-%d')}, "
