@@ -182,7 +182,7 @@ def lora(trial: Trial) -> None:
 
 
 def opacus(trial: Trial) -> None:
-    """Gradients of each sample by opacus; norms frozen and nothing in place, as it asks of a host."""
+    """Gradients of each sample by opacus, norms frozen and nothing in place, as it asks for."""
     from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]
 
     model = _for_opacus(trial.model)
