@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import functools
+import types
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
 from attn_surgery.attention import SE, build
-from attn_surgery.attention.construction import CONV, pointwise
-from attn_surgery.attention.construction.pointwise import POINTWISE
+from attn_surgery.attention.construction import CONV, ChannelGate, pointwise
+from attn_surgery.attention.construction.pointwise import POINTWISE, PointwiseConv2d
 
 POSITIONS = st.integers(1, 3)
 CALLED = {
@@ -55,12 +58,12 @@ def test_it_is_the_convolution(samples, channels, outward, size, bias):
     assert isinstance(ours, type(theirs))
     x = torch.randn(samples, channels, *size, dtype=torch.double, requires_grad=True)
     y, expected = ours(x), theirs(x)
-    close = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(y, expected, **close)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    close(y, expected)
     if samples:
         mine = torch.autograd.grad(y.square().sum(), [x, *ours.parameters()])
         others = torch.autograd.grad(expected.square().sum(), [x, *theirs.parameters()])
-        torch.testing.assert_close(mine, others, **close)
+        close(mine, others)
 
 
 @pytest.mark.parametrize("which", ["fc1", "act", "fc2"])
@@ -103,17 +106,90 @@ class Bounded(SE):
         return super().mlp(pooled).clamp(-1, 1)
 
 
-def test_an_mlp_of_its_own_is_called():
-    attention, x = Bounded(24), torch.randn(3, 24, 4, 4)
-    nn.init.constant_(attention.fc2.bias, 5.0)
+def of_its_class(monkeypatch: pytest.MonkeyPatch) -> SE:
+    return Bounded(24)
+
+
+def of_the_instance(monkeypatch: pytest.MonkeyPatch) -> SE:
+    attention = SE(24)
+    attention.mlp = types.MethodType(Bounded.mlp, Bounded(24))
+    return attention
+
+
+def of_all_gates(monkeypatch: pytest.MonkeyPatch) -> SE:
+    monkeypatch.setattr(ChannelGate, "mlp", lambda self, pooled: torch.ones_like(pooled))
+    return SE(24)
+
+
+@pytest.mark.parametrize("kind", [of_its_class, of_the_instance, of_all_gates])
+def test_an_mlp_of_its_own_is_called(kind, monkeypatch):
+    attention, x = kind(monkeypatch), torch.randn(3, 24, 4, 4)
+    owner = getattr(attention.mlp, "__self__", attention)
+    nn.init.constant_(owner.fc2.bias, 5.0)
     torch.testing.assert_close(attention(x), x * (2 * torch.ones(()).sigmoid()))
+
+
+class Strip(SE):
+    """Pools rows alone."""
+
+    def gate(self, x: Tensor) -> Tensor:
+        return self.gate_of([x.mean(-1, keepdim=True)])
+
+
+def test_a_gate_of_several_positions():
+    attention, x = Strip(24), torch.randn(3, 24, 4, 5)
+    nn.init.normal_(attention.fc2.weight)
+    rows = x.mean(-1, keepdim=True)
+    expected = x * 2 * F.conv2d(attention.fc1(rows).relu(), attention.fc2.weight).sigmoid()
+    torch.testing.assert_close(attention(x), expected)
+    torch.testing.assert_close(attention(x[0]), expected[0])
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_layer_takes_a_map_that_is_alone(dims):
+    layer, x = POINTWISE[dims](5, 3, 1), torch.randn(5, *[5] * dims)
+    assert torch.equal(layer(x), layer(x[None])[0])
+
+
+@pytest.mark.parametrize("shape", [(24, 4), (2, 24, 3, 4, 5)], ids=str)
+def test_other_maps_are_refused_as_a_convolution_refuses_them(shape):
+    with pytest.raises(RuntimeError, match="3 or 4 dimensions"):
+        build("se", 24)(torch.randn(shape))
+    with pytest.raises(RuntimeError, match="3 or 4 dimensions"):
+        PointwiseConv2d(24, 2, 1)(torch.randn(shape))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("se", {}),
+        ("cam", {}),
+        ("cam", {"pools": ["max"]}),
+        ("cbam", {}),
+        ("cbam", {"pools": ["avg"]}),
+        ("scse", {}),
+    ],
+)
+def test_a_gate_that_is_nearly_shut_stays_so_in_int8(name, options):
+    torch.manual_seed(0)
+    attention = build(name, 8, options=options).eval()
+    for path, layer in attention.named_modules():
+        if path.endswith("fc2"):
+            nn.init.constant_(cast("Any", layer).bias, -3.0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), attention, nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(4, 3, 9, 9)
+    prepared = quantize_fx.prepare_fx(model, get_default_qconfig_mapping("x86"), (x,))
+    prepared(x)
+    difference = quantize_fx.convert_fx(prepared)(x) - model(x)
+    assert difference.norm() < 0.03 * model(x).norm()
 
 
 class Rescaled(nn.Conv2d):
     """Somebody's own layer."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, Rescaled])

@@ -118,7 +118,7 @@ class ChannelGate(nn.Module):
     def _logits_of(self, pools: list[Tensor]) -> Tensor:
         x, spatial_dims = pools[0], len(self.dims)
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if type(self).mlp is ChannelGate.mlp:
+            if getattr(self.mlp, "__func__", None) is _MLP:
                 logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2)
                 if logits is not None:
                     return logits
@@ -154,6 +154,9 @@ class ChannelGate(nn.Module):
     def extra_repr(self) -> str:
         """Name what the children do not show."""
         return f"pools={'+'.join(self.pools)}, init={self.init}"
+
+
+_MLP = ChannelGate.mlp
 
 
 def hidden_width(channels: int, reduction: int, hidden_channels: int | None, divisor: int) -> int:

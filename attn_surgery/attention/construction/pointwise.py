@@ -11,7 +11,8 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
@@ -22,25 +23,42 @@ class _Pointwise:
     """What goes before the class of a convolution that is a product of matrices."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        """Multiply at every position: ``(N, C, *spatial)`` -> ``(N, C', *spatial)``."""
-        positions = input.flatten(2).transpose(1, 2).contiguous()
-        y = F.linear(positions, self.weight.flatten(1), self.bias)
-        return y.transpose(1, 2).unflatten(2, input.shape[2:])
+        """Multiply at every position: ``(N, C, *spatial)`` -> ``(N, C', *spatial)``.
+
+        Raises:
+            RuntimeError: The input is neither such a batch nor one map, ``(C, *spatial)``.
+        """
+        spatial_dims = len(self.kernel_size)
+        if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
+            if not isinstance(input, fx.Proxy):
+                _check(input, spatial_dims)
+        positions = input.flatten(-spatial_dims).transpose(-1, -2).contiguous()
+        y = F.linear(positions, self.weight.flatten(1), self.bias).transpose(-1, -2)
+        # Quantizers know this step as one that hands numbers on; not so `unflatten`.
+        return y.reshape(y.shape[:-1] + input.shape[-spatial_dims:])
 
 
-class Pointwise1d(_Pointwise, nn.Conv1d):
+def _check(x: Tensor, spatial_dims: int) -> None:
+    if x.dim() - spatial_dims not in (1, 2):
+        accepted = f"{spatial_dims + 1} or {spatial_dims + 2}"
+        raise RuntimeError(
+            f"expected a map with {accepted} dimensions, with or without a batch; got {x.dim()}"
+        )
+
+
+class PointwiseConv1d(_Pointwise, nn.Conv1d):
     """A 1x1 convolution of few positions, ``(N, C, L)`` -> ``(N, C', L)``."""
 
 
-class Pointwise2d(_Pointwise, nn.Conv2d):
+class PointwiseConv2d(_Pointwise, nn.Conv2d):
     """A 1x1 convolution of few positions, ``(N, C, H, W)`` -> ``(N, C', H, W)``."""
 
 
-class Pointwise3d(_Pointwise, nn.Conv3d):
+class PointwiseConv3d(_Pointwise, nn.Conv3d):
     """A 1x1 convolution of few positions, ``(N, C, D, H, W)`` -> ``(N, C', D, H, W)``."""
 
 
-POINTWISE = {1: Pointwise1d, 2: Pointwise2d, 3: Pointwise3d}
+POINTWISE = {1: PointwiseConv1d, 2: PointwiseConv2d, 3: PointwiseConv3d}
 """By the number of spatial dimensions."""
 _KINDS = tuple(POINTWISE.values())
 
@@ -58,12 +76,13 @@ def mlp_of_pools(pools: list[Tensor], fc1: Any, act: nn.Module, fc2: Any) -> Ten
         ``(N, C, 1, ...)``; None where the layers have to be called.
 
     Example:
-        >>> fc1, fc2, x = Pointwise2d(8, 2, 1), Pointwise2d(2, 8, 1), torch.randn(4, 8, 1, 1)
+        >>> fc1, fc2 = PointwiseConv2d(8, 2, 1), PointwiseConv2d(2, 8, 1)
+        >>> x = torch.randn(4, 8, 1, 1)
         >>> torch.equal(mlp_of_pools([x], fc1, nn.ReLU(), fc2), fc2(fc1(x).relu()))
         True
     """
     x = pools[0]
-    if not (type(x) is Tensor and _is_uncalled(fc1, act, fc2) and x.dim() == fc1.weight.dim()):
+    if not (type(x) is Tensor and _is_uncalled(fc1, act, fc2) and _is_of_one_position(x, fc1)):
         return None
     several = len(pools)
     if several == 1:
@@ -85,3 +104,7 @@ def _is_uncalled(fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> bool:
         and is_untouched(fc2, *_KINDS)
         and not torch_module._has_any_global_hook()
     )
+
+
+def _is_of_one_position(x: Tensor, fc1: Any) -> bool:
+    return x.dim() == fc1.weight.dim() and x.numel() == x.shape[0] * fc1.in_channels
