@@ -71,11 +71,11 @@ def read(path: Path) -> tuple[Content, dict[str, Tensor]]:
             metadata = file.metadata() or {}
         tensors = safetensors_tensors(path.read_bytes())
     except OSError as error:
-        raise SurgeryError(f"cannot read {path}: {error}") from error
+        raise SurgeryError(f"cannot read attention file {path}: {error}") from error
     except SafetensorError as error:
         raise SurgeryError(
-            f"cannot read {path}: it is no safetensors file, or not a whole one ({error}); give "
-            "what attn_surgery.save wrote"
+            f"cannot read attention file {path}: it is no safetensors file, or not a whole one "
+            f"({error}); give what attn_surgery.save wrote"
         ) from error
     if metadata.get("format") != FORMAT:
         raise SurgeryError(f"{path} was not written by attn_surgery.save")

@@ -89,7 +89,8 @@ def planned(name: str) -> str:
 
 def try_every_line(verb: str, name: str, folder: Path, most: int = 0) -> int:
     """Raise at each of the lines, the first time and the last; return at how many."""
-    begun(verb, name, folder)[1](begun(verb, name, folder)[0])  # what is kept for the next time is
+    kept = begun(verb, name, folder)[0]  # its class is found again as long as it lives
+    begun(verb, name, folder)[1](kept)
     host, act = begun(verb, name, folder)
     passing = Passing()
     assert passing.run(partial(act, host)) is None
