@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 
 import torch
 import torchvision
+from rounds import seconds
 from tabulate import tabulate
 
 import attn_surgery
@@ -48,12 +49,8 @@ def first_calls(attention: str, cache: str, telling: Connection) -> None:
 
 def _beyond(call: Callable[[], None]) -> float:
     """Return what a first call takes beyond a second."""
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times[0] - times[1]
+    first = seconds(call)
+    return first - seconds(call)
 
 
 def main() -> None:

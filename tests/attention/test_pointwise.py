@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_lean import moved
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 from torch.nn import functional as F
@@ -35,12 +36,7 @@ CALLED = {
 
 def of_gate(name: str, dims: int) -> Any:
     """Build an attention with such a gate, past its start."""
-    torch.manual_seed(0)
-    attention = build(name, 24, spatial_dims=dims, options={"hidden_channels": 5})
-    with torch.no_grad():
-        for each in attention.parameters():
-            each += torch.randn_like(each) / 2
-    return attention
+    return moved(name, (3, 24, *[4] * dims)).float()
 
 
 @given(
@@ -197,7 +193,7 @@ def test_a_layer_that_was_exchanged_is_called(kind: type[nn.Conv2d]):
     """Convolutions are what earlier versions had; what was pickled then goes on."""
     attention, x = of_gate("se", 2), torch.randn(3, 24, 4, 4)
     other = copy.deepcopy(attention)
-    other.fc2 = kind(5, 24, 1)
+    other.fc2 = kind(3, 24, 1)
     other.fc2.load_state_dict(attention.fc2.state_dict())
     hidden = F.relu(attention.fc1(x.mean((2, 3), keepdim=True)))
     expected = x * (2 * other.fc2(hidden).sigmoid())

@@ -1,4 +1,4 @@
-"""1x1 convolutions of pooled maps, as products of matrices: a convolution's kernel is for others.
+"""1x1 convolutions of pooled maps, as products of matrices: on so few positions they cost less.
 
 They are convolutions in all that others ask them for: class, parameters, keys, start, hooks. Two of
 them with a rectifier between, an MLP, are worked out without their calls where nobody would see
