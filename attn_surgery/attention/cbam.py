@@ -17,15 +17,15 @@ from attn_surgery.attention.construction import (
     Scaled,
     batched,
     choice,
+    convolved,
     described,
     flag,
     in_parts,
-    is_smaller,
+    is_taken_whole,
     is_untouched,
     maximum_over_channels,
     pooled,
     register,
-    samples_at_once,
     sigmoid_gate,
     unbatched,
     whole,
@@ -33,8 +33,6 @@ from attn_surgery.attention.construction import (
 
 CHANNEL_ORDERS = ("max_mean", "mean_max")
 ORDERS = ("channel_first", "spatial_first", "parallel")
-_SMALL = 1 << 15
-"""Elements of a map, below which to arrange its passes costs more than they do."""
 
 
 @register("cam", paper="Woo et al. 2018, arXiv:1807.06521, eq. 2", dims=(1, 2, 3))
@@ -190,6 +188,9 @@ class SpatialAttention(nn.Module):
         return f"channel_order={self.channel_order}, init={self.init}"
 
 
+_GATE = SpatialAttention.gate
+
+
 @register("cbam", paper="Woo et al. 2018, arXiv:1807.06521", dims=(1, 2, 3))
 class CBAM(nn.Module):
     """Convolutional block attention (Woo et al. 2018, arXiv:1807.06521, section 3, eq. 1 to 3).
@@ -282,39 +283,43 @@ class CBAM(nn.Module):
 
     def _goes_by_passes(self, x: Tensor) -> bool:
         return (
-            (torch.is_grad_enabled() or not is_smaller(x, _SMALL))
-            and self.order == "channel_first"
+            self.order == "channel_first"
             and is_untouched(self.channel, ChannelAttention)
             and is_untouched(self.spatial, SpatialAttention)
+            and getattr(self.spatial.gate, "__func__", None) is _GATE
             and self.channel.goes_by_passes(x)
         )
 
     def _by_passes(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return self._in_place(x)
-        x, *pools = Pooled.apply(x, self.channel.pools, self.channel.dims)
-        channel = self.channel.gate_of(pools)
-        mean_first = self.spatial.channel_order == "mean_max"
-        x, told = Described.apply(x, channel, mean_first)
-        return Scaled.apply(x, channel, self.spatial.gate_of(told))
-
-    def _in_place(self, x: Tensor) -> Tensor:
-        """Scale the scaled map where it lies."""
-        channel = self.channel.gate_of(pooled(x, self.channel.pools, self.channel.dims))
-        if samples_at_once(x) == x.shape[0]:
-            scaled = x * channel
-            return scaled.mul_(self.spatial.gate_of(self._description(scaled)))
-        result, told = torch.empty_like(x), []
-        for of, by, scaled in in_parts(x, channel, result):
-            torch.mul(of, by, out=scaled)
-            told.append(self._description(scaled))
-        for scaled, at in in_parts(result, self.spatial.gate_of(torch.cat(told))):
-            scaled.mul_(at)
-        return result
-
-    def _description(self, scaled: Tensor) -> Tensor:
-        return self.spatial.describe(scaled, maximum_over_channels(scaled))
+        channel, spatial = self.channel, self.spatial
+        mean_first = spatial.channel_order == "mean_max"
+        if torch.is_grad_enabled():
+            x, *pools = Pooled.apply(x, channel.pools, channel.dims)
+            by = channel.gate_of(pools, True)
+            x, told = Described.apply(x, by, mean_first)
+            return Scaled.apply(x, by, _position_gate(told, spatial))
+        by = channel.gate_of(pooled(x, channel.pools, channel.dims), True)
+        return _in_place(x, by, spatial, mean_first=mean_first)
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""
         return f"order={self.order}"
+
+
+def _in_place(x: Tensor, channel: Tensor, spatial: SpatialAttention, *, mean_first: bool) -> Tensor:
+    """Scale a map by its channels' factors, and the scaled map where it lies."""
+    if is_taken_whole(x):
+        scaled = x * channel
+        told = described(scaled, maximum_over_channels(scaled), mean_first=mean_first)
+        return scaled.mul_(_position_gate(told, spatial))
+    result, told = torch.empty_like(x), []
+    for of, by, scaled in in_parts(x, channel, result):
+        torch.mul(of, by, out=scaled)
+        told.append(described(scaled, maximum_over_channels(scaled), mean_first=mean_first))
+    for scaled, at in in_parts(result, _position_gate(torch.cat(told), spatial)):
+        scaled.mul_(at)
+    return result
+
+
+def _position_gate(told: Tensor, spatial: SpatialAttention) -> Tensor:
+    return sigmoid_gate(convolved(told, spatial.conv), spatial.init)

@@ -439,8 +439,8 @@ class TestEquations:
         cam, sam = ChannelAttention(C, init="paper"), SpatialAttention(C, init="paper").eval()
         cam.load_state_dict(cbam.channel.state_dict())
         sam.load_state_dict(cbam.spatial.state_dict())
-        x = a_map()
-        assert same_bits(sam(cam(x)), cbam(x))
+        x = a_map().double()
+        assert same_bits(sam.double()(cam.double()(x)), cbam.double()(x))
 
     def test_defaults_are_the_papers(self):
         cbam = CBAM(64)
@@ -497,8 +497,8 @@ class TestCitizenship:
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
     def test_torchscript_and_fx(self, variant, training):
-        attention = perturbed(made(variant)).train(training)
-        x = a_map()
+        attention = perturbed(made(variant)).train(training).double()
+        x = a_map().double()
         expected = copy.deepcopy(attention)(x)
         buffer = io.BytesIO()
         torch.jit.save(torch.jit.script(copy.deepcopy(attention)), buffer)
@@ -508,8 +508,8 @@ class TestCitizenship:
 
     @pytest.mark.parametrize("variant", ["se", "cam-all-pools", "sam", "cbam", "cbam-parallel"])
     def test_export_and_compile(self, variant):
-        attention = perturbed(made(variant)).eval()
-        x = a_map()
+        attention = perturbed(made(variant)).eval().double()
+        x = a_map().double()
         batch = torch.export.Dim("batch", min=2)
         exported = torch.export.export(attention, (x,), dynamic_shapes=({0: batch},)).module()
         for inputs in (x, torch.cat([x, x])):

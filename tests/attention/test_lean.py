@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
-from attn_surgery.attention import build, cbam
+from attn_surgery.attention import build
 from attn_surgery.attention.construction import maxima, passes
 
 NAMES = ("se", "cam", "cbam")
@@ -57,7 +57,6 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(passes, "_LARGE", 1)
         monkeypatch.setattr(passes, "_PART", 1)
     monkeypatch.setattr(maxima, "_MANY", 1)
-    monkeypatch.setattr(cbam, "_SMALL", 1)
 
 
 @pytest.mark.usefixtures("parts")

@@ -666,6 +666,11 @@ def compiled(model: nn.Module, backend: str, *, fullgraph: bool = True) -> Any:
     return torch.compile(model, fullgraph=fullgraph, backend=backend)
 
 
+def alike(a: Tensor, b: Tensor) -> None:
+    """See that two forms of a model give the same but for rounding."""
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def cannot(host: nn.Module, do: Callable[[nn.Module], object]) -> None:
     """See the host itself fail."""
     with pytest.raises((RuntimeError, TypeError, GuardOnDataDependentSymNode, TraceError)):
@@ -681,7 +686,7 @@ def test_compile(name: str, host: nn.Module, operated: nn.Module, training: bool
         cannot(host, lambda host: run(compiled(host, "eager"), pictures(), training))
     expected = run(operated, pictures(), training)
     once = compiled(operated, "eager", fullgraph=has_graph)
-    assert torch.equal(run(once, pictures(), training), expected)
+    alike(run(once, pictures(), training), expected)
 
 
 @pytest.mark.sampled(2)
@@ -727,7 +732,7 @@ def test_compiled_blocks_find_what_they_call(kind: type[nn.Module], method: str)
     attn_surgery.apply(operated, "cbam")
     move(attn_surgery.inserted(operated))
     expected = run(operated, pictures(), training=False)
-    assert torch.equal(run(compiled(operated, "eager"), pictures(), training=None), expected)
+    alike(run(compiled(operated, "eager"), pictures(), training=None), expected)
 
 
 def test_compiled_models_follow_the_mode() -> None:
@@ -737,7 +742,7 @@ def test_compiled_models_follow_the_mode() -> None:
     both = compiled(operated, "eager")
     for training in (False, True, False):
         expected = run(operated, pictures(), training)
-        assert torch.equal(run(both, pictures(), training), expected)
+        alike(run(both, pictures(), training), expected)
 
 
 @pytest.mark.sampled(3)
@@ -749,7 +754,7 @@ def test_export(name: str, host: nn.Module, operated: nn.Module, strict: bool) -
         return
     expected = run(operated, pictures(), training=False)
     program = torch.export.export(operated, (pictures(),), strict=strict)
-    assert torch.equal(run(program.module(), pictures(), training=None), expected)
+    alike(run(program.module(), pictures(), training=None), expected)
 
 
 NOT_SCRIPTED = {
@@ -773,7 +778,7 @@ def test_script(name: str, host: nn.Module, operated: nn.Module) -> None:
     twin = copy.deepcopy(operated)
     scripted = torch.jit.script(operated.train())
     for training in (False, True, True, False):
-        assert torch.equal(run(scripted, pictures(), training), run(twin, pictures(), training))
+        alike(run(scripted, pictures(), training), run(twin, pictures(), training))
 
 
 @pytest.mark.sampled(3)
@@ -784,7 +789,7 @@ def test_trace(operated: nn.Module, training: bool) -> None:
     twin = copy.deepcopy(operated)
     traced = torch.jit.trace(operated.train(training), pictures(), check_trace=False)
     operated.load_state_dict(twin.state_dict())
-    assert torch.equal(run(traced, pictures(), None), run(twin, pictures(), training))
+    alike(run(traced, pictures(), None), run(twin, pictures(), training))
 
 
 # Hooks
@@ -964,7 +969,7 @@ def test_functional_call(operated: nn.Module) -> None:
     torch.manual_seed(4)
     seen = torch.func.functional_call(operated, halved, (pictures(),))
     operated.load_state_dict(halved, strict=False)
-    assert torch.equal(seen, run(operated, pictures(), training=None))
+    alike(seen, run(operated, pictures(), training=None))
 
 
 def test_replicas(operated: nn.Module) -> None:
@@ -1112,9 +1117,8 @@ def test_symbolic_trace_of_the_operated_host(
         return
     operated.eval()
     graph = fx.symbolic_trace(operated)
-    assert torch.equal(run(graph, pictures(), None), run(operated, pictures(), None)) or (
-        name == "noise"  # which a trace of the host freezes, too
-    )
+    if name != "noise":  # which a trace of the host freezes, too
+        alike(run(graph, pictures(), None), run(operated, pictures(), None))
 
 
 def test_ensembles(name: str, operated: nn.Module) -> None:

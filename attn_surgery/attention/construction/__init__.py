@@ -6,6 +6,7 @@ that have none, the registry, and what timm brings.
 
 from attn_surgery.attention.construction.batch_dims import batched, is_empty, std_mean, unbatched
 from attn_surgery.attention.construction.building import build
+from attn_surgery.attention.construction.few_channels import convolved
 from attn_surgery.attention.construction.from_timm import TIMM
 from attn_surgery.attention.construction.gate import (
     BATCH_NORM,
@@ -17,7 +18,7 @@ from attn_surgery.attention.construction.gate import (
 )
 from attn_surgery.attention.construction.maxima import maximum_over_channels
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
-from attn_surgery.attention.construction.ordinary import is_smaller, is_untouched
+from attn_surgery.attention.construction.ordinary import is_untouched
 from attn_surgery.attention.construction.passes import (
     NO_POOL,
     POOLS,
@@ -26,8 +27,8 @@ from attn_surgery.attention.construction.passes import (
     Scaled,
     described,
     in_parts,
+    is_taken_whole,
     pooled,
-    samples_at_once,
 )
 from attn_surgery.attention.construction.registry import (
     Entry,
@@ -55,6 +56,7 @@ __all__ = [
     "build",
     "check_options",
     "choice",
+    "convolved",
     "described",
     "entry",
     "flag",
@@ -62,13 +64,12 @@ __all__ = [
     "hidden_width",
     "in_parts",
     "is_empty",
-    "is_smaller",
+    "is_taken_whole",
     "is_untouched",
     "maximum_over_channels",
     "pooled",
     "positive",
     "register",
-    "samples_at_once",
     "sigmoid_gate",
     "std_mean",
     "unbatched",

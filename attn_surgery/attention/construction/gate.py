@@ -111,15 +111,20 @@ class ChannelGate(nn.Module):
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
         return self.gate_of([pool(x, kind, self.dims) for kind in self.pools])
 
-    def gate_of(self, pools: list[Tensor]) -> Tensor:
-        """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way."""
-        return sigmoid_gate(self._logits_of(pools), self.init)
+    def gate_of(self, pools: list[Tensor], ordinary: bool = False) -> Tensor:
+        """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way.
 
-    def _logits_of(self, pools: list[Tensor]) -> Tensor:
+        Args:
+            pools: What the map was pooled to.
+            ordinary: Whether these are known to be ordinary tensors.
+        """
+        return sigmoid_gate(self._logits_of(pools, ordinary), self.init)
+
+    def _logits_of(self, pools: list[Tensor], ordinary: bool) -> Tensor:
         x, spatial_dims = pools[0], len(self.dims)
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
             if getattr(self.mlp, "__func__", None) is _MLP:
-                logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2)
+                logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2, ordinary=ordinary)
                 if logits is not None:
                     return logits
         each_batched = [batched(each, spatial_dims) for each in pools]
@@ -138,7 +143,7 @@ class ChannelGate(nn.Module):
             is_ordinary(x)
             and x.dim() == len(self.dims) + 2
             and x.numel() > 0
-            and type(self).gate is ChannelGate.gate
+            and getattr(self.gate, "__func__", None) is _GATE
             and POOLED.issuperset(self.pools)
             and is_dense(x)
         )
@@ -146,17 +151,22 @@ class ChannelGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if torch.is_grad_enabled() and self.goes_by_passes(x) and x.numel() >= _SMALL:
-                x, *pools = Pooled.apply(x, self.pools, self.dims)
-                return Scaled.apply(x, self.gate_of(pools), None)
+            if torch.is_grad_enabled() and self.goes_by_passes(x):
+                return self._by_passes(x)
         return x * self.gate(x)
+
+    def _by_passes(self, x: Tensor) -> Tensor:
+        if x.numel() < _SMALL:
+            return x * self.gate_of([pool(x, kind, self.dims) for kind in self.pools], True)
+        x, *pools = Pooled.apply(x, self.pools, self.dims)
+        return Scaled.apply(x, self.gate_of(pools, True), None)
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""
         return f"pools={'+'.join(self.pools)}, init={self.init}"
 
 
-_MLP = ChannelGate.mlp
+_GATE, _MLP = ChannelGate.gate, ChannelGate.mlp
 
 
 def hidden_width(channels: int, reduction: int, hidden_channels: int | None, divisor: int) -> int:

@@ -20,6 +20,7 @@ _FEW = 128
 """Neighbours, of which those left over no longer matter."""
 _MANY = 1 << 14
 """Elements that are left over, below which the detour costs more."""
+_POSITIONS = {3: (2,), 4: (2, 3), 5: (2, 3, 4)}
 
 
 def maximum_over_positions(x: Tensor) -> Tensor:
@@ -30,11 +31,10 @@ def maximum_over_positions(x: Tensor) -> Tensor:
         >>> torch.equal(maximum_over_positions(x), x.amax((2, 3), keepdim=True))
         True
     """
-    positions = list(range(2, x.dim()))
     contiguous = x.is_contiguous()
-    if not _is_folded(x, contiguous):
-        return x.amax(positions, keepdim=True)
-    shape = [*x.shape[:2], *[1] * len(positions)]
+    if x.numel() < _MANY or not _is_folded(x, contiguous):
+        return x.amax(_POSITIONS[x.dim()], keepdim=True)
+    shape = [*x.shape[:2], *[1] * (x.dim() - 2)]
     if contiguous:
         return _of_rows(x.flatten(2)).view(shape)
     return _of_columns(x.movedim(1, -1).flatten(1, -2)).view(shape)
@@ -49,7 +49,7 @@ def maximum_over_channels(x: Tensor) -> Tensor:
         True
     """
     contiguous = x.is_contiguous()
-    if not _is_folded(x, contiguous):
+    if x.numel() < _MANY or not _is_folded(x, contiguous):
         return x.amax(1, keepdim=True)
     shape = [x.shape[0], 1, *x.shape[2:]]
     if contiguous:

@@ -44,28 +44,17 @@ def _is_watched() -> bool:
         or torch._C._len_torch_function_stack()
         or forward_ad._current_level >= 0
         or torch_module._has_any_global_hook()
-        or not all(map(_only_answers, _get_current_dispatch_mode_stack()))
+        or (torch._C._len_torch_dispatch_stack() and not _all_only_answer())
     )
+
+
+def _all_only_answer() -> bool:
+    return all(map(_only_answers, _get_current_dispatch_mode_stack()))
 
 
 def _only_answers(mode: TorchDispatchMode) -> bool:
     """Tell whether a mode lets everything be as it is, and answers what would fail."""
     return getattr(mode, "only_answers", False)
-
-
-def is_smaller(x: Tensor, size: int) -> bool:
-    """Tell whether a tensor has fewer elements than that; for a tracer, who cannot say, it has not.
-
-    Example:
-        >>> is_smaller(torch.zeros(3), 4), is_smaller(torch.zeros(3), 2)
-        (True, False)
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
-        and not is_tracing()
-        and x.numel() < size
-    )
 
 
 def is_dense(x: Tensor) -> bool:

@@ -30,23 +30,20 @@ NO_POOL = "none"
 POOLED = frozenset(("avg", "max"))
 """Those whose gradient is known here."""
 
-_LARGE = 1 << 23
+_LARGE = 1 << 24
 """Bytes of a batch that is taken apart: below, the parts cost more than they save."""
-_PART = 1 << 20
+_PART = 1 << 21
 """Bytes of a part, which stays in a core's cache with what is made of it."""
 
 
-def samples_at_once(x: Tensor) -> int:
-    """Return how many samples of a batch are worked on at a time, one at least.
+def is_taken_whole(x: Tensor) -> bool:
+    """Tell whether a batch is worked on at once, and not a few samples at a time.
 
     Example:
-        >>> samples_at_once(torch.zeros(32, 256, 56, 56)), samples_at_once(torch.zeros(8, 64, 7, 7))
-        (1, 8)
+        >>> is_taken_whole(torch.zeros(8, 64, 7, 7)), is_taken_whole(torch.zeros(32, 256, 56, 56))
+        (True, False)
     """
-    size = x.numel() * x.element_size()
-    if size < _LARGE or not x.is_cpu:
-        return x.shape[0]
-    return max(1, _PART * x.shape[0] // size)
+    return x.nbytes < _LARGE or not x.is_cpu
 
 
 def in_parts(x: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
@@ -57,9 +54,9 @@ def in_parts(x: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
         >>> [tuple(each.shape) for each in next(iter(in_parts(x, gate)))]
         [(1, 256, 56, 56), (1, 256, 1, 1)]
     """
-    several = samples_at_once(x)
-    if several == x.shape[0]:
+    if is_taken_whole(x):
         return [(x, *others)]
+    several = max(1, _PART * x.shape[0] // x.nbytes)
     parts = (
         itertools.repeat(None) if each is None else each.split(several) for each in (x, *others)
     )
@@ -101,12 +98,14 @@ def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
 
 def pooled(x: Tensor, kinds: Sequence[str], dims: list[int]) -> list[Tensor]:
     """Pool a map in several ways, ``(N, C, 1, ...)`` each, a few samples at a time."""
-    if samples_at_once(x) == x.shape[0]:
-        return [
-            maximum_over_positions(x) if kind == "max" else pool(x, kind, dims) for kind in kinds
-        ]
-    parts = [pooled(of, kinds, dims) for of in x.split(samples_at_once(x))]
+    if is_taken_whole(x):
+        return _pooled(x, kinds, dims)
+    parts = [_pooled(of, kinds, dims) for (of,) in in_parts(x)]
     return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+
+def _pooled(x: Tensor, kinds: Sequence[str], dims: list[int]) -> list[Tensor]:
+    return [maximum_over_positions(x) if kind == "max" else pool(x, kind, dims) for kind in kinds]
 
 
 class Pooled(Function):
