@@ -29,6 +29,7 @@ TOUCHED: dict[str, Callable[[Any], object]] = {
     "circular": lambda conv: conv.__init__(2, 1, 7, padding=3, padding_mode="circular"),
     "padded by name": lambda conv: conv.__init__(2, 1, 7, padding="same"),
     "padded unevenly": lambda conv: setattr(conv, "padding", (3, 2)),
+    "padded less": lambda conv: setattr(conv, "padding", (2, 2)),
     "of two outputs": lambda conv: conv.__init__(2, 2, 7, padding=3),
     "in groups": lambda conv: conv.__init__(2, 2, 7, padding=3, groups=2),
     "hooked": lambda conv: conv.register_forward_hook(lambda *call: call[2] + 1),
@@ -54,7 +55,7 @@ class Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def layers(*, bias: bool = False, norm: bool = True, kernel: int = 7) -> nn.Sequential:
+def layers(*, bias: bool = False, norm: bool = True, kernel: int = 7) -> Any:
     torch.manual_seed(0)
     made: list[nn.Module] = [nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=bias)]
     if norm:
@@ -92,8 +93,10 @@ def one_thread() -> Iterator[None]:
     ids=str,
 )
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_ways_and_their_numbers(shape, way, training):
-    ours, x = layers().train(training), a_map(*shape)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_ways_and_their_numbers(shape, way, training, layout):
+    ours = layers().train(training).to(memory_format=layout)
+    x = a_map(*shape).contiguous(memory_format=layout)
     theirs = copy.deepcopy(ours)
     with Seen() as seen, torch.no_grad():
         y = convolved(x, ours)

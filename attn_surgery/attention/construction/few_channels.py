@@ -52,14 +52,18 @@ def _may_be_rearranged(x: Tensor, conv: Any) -> bool:
         and may_be_product(x, conv.weight)
         and conv.padding_mode == "zeros"
         and type(conv.padding) is tuple
-        and conv.padding[0] == conv.padding[1]
+        and _keeps_size(*conv.kernel_size, *conv.padding)
         and conv.stride == conv.dilation == (1, 1)
         and conv.groups == conv.out_channels == 1
     )
 
 
+def _keeps_size(height: int, width: int, rows: int, columns: int) -> bool:
+    return height == 2 * rows + 1 and width == 2 * columns + 1
+
+
 def _convolved(x: Tensor, conv: Any) -> Tensor:
-    weight, bias, padding = conv.weight, conv.bias, conv.padding[0]
+    weight, bias, padding = conv.weight.contiguous(), conv.bias, conv.padding
     if x.numel() < _TINY:
         return as_product(x, weight, bias, conv.kernel_size, padding)
     several = _rows_at_once(x.shape[2])

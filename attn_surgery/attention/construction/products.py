@@ -30,7 +30,11 @@ def may_be_product(x: Tensor, weight: Tensor) -> bool:
 
 
 def as_product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, ...], padding: int = 0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel_size: tuple[int, ...],
+    padding: tuple[int, ...] = (0, 0),
 ) -> Tensor:
     """Convolve by a product of matrices: ``(N, C, H, W)`` -> ``(N, C', H', W')``.
 
@@ -42,4 +46,4 @@ def as_product(
         >>> torch.allclose(y, conv(x), atol=1e-5)
         True
     """
-    return _CONVOLUTION(x, weight, kernel_size, bias, (1, 1), (padding, padding))
+    return _CONVOLUTION(x, weight, kernel_size, bias, (1, 1), padding)
