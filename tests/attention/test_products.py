@@ -57,7 +57,7 @@ class Seen(TorchDispatchMode):
 
 def layers(*, bias: bool = False, norm: bool = True, kernel: int = 7) -> Any:
     torch.manual_seed(0)
-    made: list[nn.Module] = [nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=bias)]
+    made: list[Any] = [nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=bias)]
     if norm:
         made.append(nn.BatchNorm2d(1))
         nn.init.normal_(made[1].weight)
