@@ -14,6 +14,7 @@ import torch
 import torchvision
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from plainly import plainly
 from timm.layers.cbam import CbamModule
 from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
@@ -439,8 +440,8 @@ class TestEquations:
         cam, sam = ChannelAttention(C, init="paper"), SpatialAttention(C, init="paper").eval()
         cam.load_state_dict(cbam.channel.state_dict())
         sam.load_state_dict(cbam.spatial.state_dict())
-        x = a_map().double()
-        assert same_bits(sam.double()(cam.double()(x)), cbam.double()(x))
+        x = a_map()
+        assert same_bits(plainly(sam, plainly(cam, x)), plainly(cbam, x))
 
     def test_defaults_are_the_papers(self):
         cbam = CBAM(64)
@@ -497,9 +498,9 @@ class TestCitizenship:
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
     def test_torchscript_and_fx(self, variant, training):
-        attention = perturbed(made(variant)).train(training).double()
-        x = a_map().double()
-        expected = copy.deepcopy(attention)(x)
+        attention = perturbed(made(variant)).train(training)
+        x = a_map()
+        expected = plainly(copy.deepcopy(attention), x)
         buffer = io.BytesIO()
         torch.jit.save(torch.jit.script(copy.deepcopy(attention)), buffer)
         buffer.seek(0)
@@ -508,14 +509,14 @@ class TestCitizenship:
 
     @pytest.mark.parametrize("variant", ["se", "cam-all-pools", "sam", "cbam", "cbam-parallel"])
     def test_export_and_compile(self, variant):
-        attention = perturbed(made(variant)).eval().double()
-        x = a_map().double()
+        attention = perturbed(made(variant)).eval()
+        x = a_map()
         batch = torch.export.Dim("batch", min=2)
         exported = torch.export.export(attention, (x,), dynamic_shapes=({0: batch},)).module()
         for inputs in (x, torch.cat([x, x])):
             torch.testing.assert_close(exported(inputs), attention(inputs))
         compiled = torch.compile(attention, fullgraph=True, backend="eager")
-        assert same_bits(compiled(x), attention(x))
+        assert same_bits(compiled(x), plainly(attention, x))
         torch.compiler.reset()
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")

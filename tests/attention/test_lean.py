@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.overrides import BaseTorchFunctionMode
+from plainly import plainly
+from torch import Tensor
 
 from attn_surgery.attention import build
 from attn_surgery.attention.construction import maxima, passes
@@ -43,12 +43,6 @@ def a_map(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=torch.double)
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
-
-
-def plainly(attention: nn.Module, x: Tensor) -> Tensor:
-    """Run an attention step by step: a mode sees all that it does."""
-    with BaseTorchFunctionMode():
-        return attention(x)
 
 
 @pytest.fixture(params=["at once", "apart"])

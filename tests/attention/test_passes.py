@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from plainly import plainly
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import BaseTorchFunctionMode
 
 from attn_surgery.attention.construction import build, gate, passes
 
@@ -47,12 +47,6 @@ def a_map(spatial_dims: int = 2, *, channels_last: bool = False) -> Tensor:
     if channels_last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.requires_grad_()
-
-
-def plainly(attention: nn.Module, x: Tensor) -> Tensor:
-    """Run an attention step by step: a mode sees all that it does."""
-    with BaseTorchFunctionMode():
-        return attention(x)
 
 
 def steps(y: Tensor) -> set[str]:
