@@ -212,3 +212,13 @@ def test_nothing_is_called_where_nobody_looks(monkeypatch):
 
     monkeypatch.setattr(pointwise._Pointwise, "forward", refuse)
     build("cbam", 24)(torch.randn(3, 24, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["se", "cbam"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_a_tracer_has_nothing_to_warn_of(name):
+    attention, x = of_gate(name, 2).eval(), torch.randn(2, 24, 4, 4)
+    traced = torch.jit.trace(attention, x, check_trace=False)
+    torch.testing.assert_close(traced(x), attention(x), rtol=1e-4, atol=1e-4)

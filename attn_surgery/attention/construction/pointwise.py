@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
+from torch.jit import is_scripting, is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
@@ -88,7 +88,9 @@ def mlp_of_pools(
         True
     """
     x = pools[0]
-    if not (type(x) is Tensor and _is_uncalled(fc1, act, fc2) and _is_of_one_position(x, fc1)):
+    if type(x) is not Tensor or is_tracing():
+        return None
+    if not (_is_uncalled(fc1, act, fc2) and _is_of_one_position(x, fc1)):
         return None
     if ordinary and _are_few(pools, fc1, fc2):
         return _convolved(pools, fc1, fc2)
