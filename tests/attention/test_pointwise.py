@@ -220,5 +220,5 @@ def test_nothing_is_called_where_nobody_looks(monkeypatch):
 @pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
 def test_a_tracer_has_nothing_to_warn_of(name):
     attention, x = of_gate(name, 2).eval(), torch.randn(2, 24, 4, 4)
-    traced = torch.jit.trace(attention, x, check_trace=False)
+    traced: Any = torch.jit.trace(attention, x, check_trace=False)
     torch.testing.assert_close(traced(x), attention(x), rtol=1e-4, atol=1e-4)
