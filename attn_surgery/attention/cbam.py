@@ -20,6 +20,7 @@ from attn_surgery.attention.construction import (
     convolved,
     described,
     flag,
+    has_passes,
     in_parts,
     is_taken_whole,
     is_untouched,
@@ -282,12 +283,15 @@ class CBAM(nn.Module):
         return x * self.channel.gate(x) * self.spatial.gate(x)
 
     def _goes_by_passes(self, x: Tensor) -> bool:
+        channel, spatial = self.channel, self.spatial
         return (
             self.order == "channel_first"
-            and is_untouched(self.channel, ChannelAttention)
-            and is_untouched(self.spatial, SpatialAttention)
-            and getattr(self.spatial.gate, "__func__", None) is _GATE
-            and self.channel.goes_by_passes(x)
+            and isinstance(channel, ChannelAttention)
+            and channel.may_rearrange(x)
+            and has_passes(x, channel.pools)
+            and is_untouched(channel, ChannelAttention)
+            and is_untouched(spatial, SpatialAttention)
+            and getattr(spatial.gate, "__func__", None) is _GATE
         )
 
     def _by_passes(self, x: Tensor) -> Tensor:

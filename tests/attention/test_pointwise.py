@@ -73,6 +73,8 @@ def test_called_or_not_the_numbers_are_the_same(name, dims, touch, which):
     other = copy.deepcopy(attention)
     touch(other.get_submodule(which))
     with torch.no_grad():
+        torch.testing.assert_close(attention(x), other(x))
+        attention, other, x = attention.double(), other.double(), x.double()
         assert torch.equal(attention(x), other(x))
 
 

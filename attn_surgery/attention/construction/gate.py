@@ -9,13 +9,13 @@ from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
 from attn_surgery.attention.construction.batch_dims import batched, unbatched
 from attn_surgery.attention.construction.options import choice, flag, whole
-from attn_surgery.attention.construction.ordinary import is_dense, is_ordinary
+from attn_surgery.attention.construction.ordinary import is_ordinary
 from attn_surgery.attention.construction.passes import (
     NO_POOL,
-    POOLED,
     POOLS,
     Pooled,
     Scaled,
+    has_passes,
     pool,
 )
 from attn_surgery.attention.construction.pointwise import POINTWISE, mlp_of_pools
@@ -124,7 +124,10 @@ class ChannelGate(nn.Module):
         x, spatial_dims = pools[0], len(self.dims)
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
             if getattr(self.mlp, "__func__", None) is _MLP:
-                logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2, ordinary=ordinary)
+                layers = self._modules
+                logits = mlp_of_pools(
+                    pools, layers["fc1"], layers["act"], layers["fc2"], ordinary=ordinary
+                )
                 if logits is not None:
                     return logits
         each_batched = [batched(each, spatial_dims) for each in pools]
@@ -137,29 +140,27 @@ class ChannelGate(nn.Module):
             logits = logits + several.narrow(-1, i, 1)
         return unbatched(logits, x, spatial_dims)
 
-    def goes_by_passes(self, x: Tensor) -> bool:
-        """Tell whether a map may be attended to by its passes, and nobody would know."""
+    def may_rearrange(self, x: Tensor) -> bool:
+        """Tell whether the steps on a map may be rearranged, and nobody would know."""
         return (
             is_ordinary(x)
             and x.dim() == len(self.dims) + 2
             and x.numel() > 0
             and getattr(self.gate, "__func__", None) is _GATE
-            and POOLED.issuperset(self.pools)
-            and is_dense(x)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if torch.is_grad_enabled() and self.goes_by_passes(x):
-                return self._by_passes(x)
+            if self.may_rearrange(x):
+                return self._rearranged(x)
         return x * self.gate(x)
 
-    def _by_passes(self, x: Tensor) -> Tensor:
-        if x.numel() < _SMALL:
-            return x * self.gate_of([pool(x, kind, self.dims) for kind in self.pools], True)
-        x, *pools = Pooled.apply(x, self.pools, self.dims)
-        return Scaled.apply(x, self.gate_of(pools, True), None)
+    def _rearranged(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.numel() >= _SMALL and has_passes(x, self.pools):
+            x, *pools = Pooled.apply(x, self.pools, self.dims)
+            return Scaled.apply(x, self.gate_of(pools, True), None)
+        return x * self.gate_of([pool(x, kind, self.dims) for kind in self.pools], True)
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""

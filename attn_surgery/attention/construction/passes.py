@@ -23,17 +23,29 @@ from attn_surgery.attention.construction.maxima import (
     maximum_over_channels,
     maximum_over_positions,
 )
+from attn_surgery.attention.construction.ordinary import is_dense
 
 POOLS = ("avg", "max", "lp", "lse")
 NO_POOL = "none"
 """In the place of a pool: every position for itself."""
-POOLED = frozenset(("avg", "max"))
+_POOLED = frozenset(("avg", "max"))
 """Those whose gradient is known here."""
 
 _LARGE = 1 << 24
 """Bytes of a batch that is taken apart: below, the parts cost more than they save."""
 _PART = 1 << 21
 """Bytes of a part, which stays in a core's cache with what is made of it."""
+
+
+def has_passes(x: Tensor, kinds: Sequence[str]) -> bool:
+    """Tell whether a map lies as the passes take it, and is pooled in ways that they know.
+
+    Example:
+        >>> x = torch.zeros(8, 64, 7, 7)
+        >>> has_passes(x, ["avg", "max"]), has_passes(x, ["lse"]), has_passes(x.mT, ["avg"])
+        (True, False, False)
+    """
+    return _POOLED.issuperset(kinds) and is_dense(x)
 
 
 def is_taken_whole(x: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch.jit import is_scripting, is_tracing  # pyright: ignore[reportPrivateI
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
-from attn_surgery.attention.construction.ordinary import is_untouched
+from attn_surgery.attention.construction.ordinary import is_untouched, untouched_parameters
 from attn_surgery.attention.construction.products import as_product, may_be_product
 
 
@@ -76,7 +76,7 @@ def mlp_of_pools(
         fc1: The first layer of the MLP.
         act: What comes between.
         fc2: The second layer.
-        ordinary: Whether the pooled maps are known to be ordinary tensors.
+        ordinary: Whether the pooled maps are known to be ordinary tensors of that shape.
 
     Returns:
         ``(N, C, 1, ...)``; None where the layers have to be called.
@@ -88,54 +88,53 @@ def mlp_of_pools(
         True
     """
     x = pools[0]
-    if type(x) is not Tensor or is_tracing():
+    if not (ordinary or _is_unseen(x)):
         return None
-    if not (_is_uncalled(fc1, act, fc2) and _is_of_one_position(x, fc1)):
+    first, second = untouched_parameters(fc1, *_KINDS), untouched_parameters(fc2, *_KINDS)
+    if first is None or second is None or not is_untouched(act, nn.ReLU):
         return None
-    if ordinary and _are_few(pools, fc1, fc2):
-        return _convolved(pools, fc1, fc2)
-    return _multiplied(pools, fc1, fc2)
+    if ordinary:
+        if _are_few(x, len(pools), fc1) and may_be_product(x, first[0], second[0]):
+            return _convolved(pools, first, second)
+    elif not _is_of_one_position(x, fc1):
+        return None
+    return _multiplied(pools, first, second)
 
 
-def _multiplied(pools: list[Tensor], fc1: Any, fc2: Any) -> Tensor:
-    x, several = pools[0], len(pools)
-    if several == 1:
-        rows = x.flatten(1)
-    else:
-        rows = torch.cat(pools, 1).view(x.shape[0], several, x.shape[1])
-    hidden = F.linear(rows, fc1.weight.flatten(1), fc1.bias).relu_()
-    logits = F.linear(hidden, fc2.weight.flatten(1), fc2.bias)
-    if several > 1:
-        logits = functools.reduce(torch.add, logits.unbind(1))
-    return logits.view_as(x)
-
-
-def _convolved(pools: list[Tensor], fc1: Any, fc2: Any) -> Tensor:
-    """Do it in fewer steps, sample by sample; the numbers are the same but for rounding."""
-    rows = pools[0] if len(pools) == 1 else torch.cat(pools, 2)
-    hidden = as_product(rows, fc1.weight, fc1.bias, (1, 1)).relu_()
-    logits = as_product(hidden, fc2.weight, fc2.bias, (1, 1))
-    return logits if len(pools) == 1 else functools.reduce(torch.add, logits.split(1, 2))
-
-
-def _are_few(pools: list[Tensor], fc1: Any, fc2: Any) -> bool:
-    x, weight = pools[0], fc1.weight
-    return (
-        len(pools) * x.shape[0] * weight.numel() < _FEW
-        and may_be_product(x, weight)
-        and may_be_product(x, fc2.weight)
-    )
-
-
-def _is_uncalled(fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and is_untouched(fc1, *_KINDS)
-        and is_untouched(act, nn.ReLU)
-        and is_untouched(fc2, *_KINDS)
-        and not torch_module._has_any_global_hook()
+def _is_unseen(x: Tensor) -> bool:
+    return not (
+        torch.compiler.is_compiling()
+        or type(x) is not Tensor
+        or is_tracing()
+        or torch_module._has_any_global_hook()
     )
 
 
 def _is_of_one_position(x: Tensor, fc1: Any) -> bool:
     return x.dim() == fc1.weight.dim() and x.numel() == x.shape[0] * fc1.in_channels
+
+
+def _are_few(x: Tensor, pools: int, fc1: Any) -> bool:
+    return pools * x.numel() * fc1.out_channels < _FEW or x.shape[0] == pools == 1
+
+
+def _convolved(pools: list[Tensor], first: Any, second: Any) -> Tensor:
+    """Do it in fewer steps, sample by sample; the numbers are the same but for rounding."""
+    rows = pools[0] if len(pools) == 1 else torch.cat(pools, 2)
+    hidden = as_product(rows, *first, (1, 1)).relu_()
+    logits = as_product(hidden, *second, (1, 1))
+    return logits if len(pools) == 1 else functools.reduce(torch.add, logits.split(1, 2))
+
+
+def _multiplied(pools: list[Tensor], first: Any, second: Any) -> Tensor:
+    (weight1, bias1), (weight2, bias2) = first, second
+    x, several = pools[0], len(pools)
+    if several == 1:
+        rows = x.flatten(1)
+    else:
+        rows = torch.cat(pools, 1).view(x.shape[0], several, x.shape[1])
+    hidden = F.linear(rows, weight1.flatten(1), bias1).relu_()
+    logits = F.linear(hidden, weight2.flatten(1), bias2)
+    if several > 1:
+        logits = functools.reduce(torch.add, logits.unbind(1))
+    return logits.view_as(x)

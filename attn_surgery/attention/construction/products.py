@@ -13,20 +13,18 @@ from torch import Tensor, nn
 _CONVOLUTION = torch._C._nn.thnn_conv2d  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def may_be_product(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether oneDNN would do a convolution in two dimensions, of ordinary tensors.
+def may_be_product(x: Tensor, *weights: Tensor | None) -> bool:
+    """Tell whether oneDNN would do convolutions in two dimensions, of an ordinary tensor.
 
     Example:
         >>> conv, x = nn.Conv2d(2, 1, 7), torch.randn(1, 2, 14, 14)
         >>> may_be_product(x, conv.weight), may_be_product(x.double(), conv.double().weight)
         (True, False)
     """
-    return (
-        x.dtype is torch.float32 is weight.dtype
-        and x.is_cpu
-        and x.dim() == 4
-        and type(weight) is nn.Parameter
-    )
+    for weight in weights:
+        if type(weight) is not nn.Parameter or weight.dtype is not torch.float32:
+            return False
+    return x.dtype is torch.float32 and x.is_cpu and x.dim() == 4
 
 
 def as_product(
