@@ -34,6 +34,8 @@ from attn_surgery.attention.construction import (
 
 CHANNEL_ORDERS = ("max_mean", "mean_max")
 ORDERS = ("channel_first", "spatial_first", "parallel")
+_SMALL = 1 << 16
+"""Elements of a batch, below which backward in torch's own steps takes less than in passes."""
 
 
 @register("cam", paper="Woo et al. 2018, arXiv:1807.06521, eq. 2", dims=(1, 2, 3))
@@ -297,6 +299,10 @@ class CBAM(nn.Module):
     def _by_passes(self, x: Tensor) -> Tensor:
         channel, spatial = self.channel, self.spatial
         mean_first = spatial.channel_order == "mean_max"
+        if torch.is_grad_enabled() and x.numel() < _SMALL:
+            scaled = x * channel.gate_of(channel.squeezed(x), True)
+            told = described(scaled, scaled.amax(1, keepdim=True), mean_first=mean_first)
+            return scaled * _position_gate(told, spatial)
         if torch.is_grad_enabled():
             x, *pools = Pooled.apply(x, channel.pools, channel.dims)
             by = channel.gate_of(pools, True)

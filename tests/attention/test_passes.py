@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
+from attn_surgery.attention import cbam
 from attn_surgery.attention.construction import build, gate, passes
 
 NAMES = ("se", "cam", "cbam")
@@ -22,7 +23,8 @@ SHAPES = {1: (3, 8, 7), 2: (3, 8, 5, 6), 3: (2, 8, 3, 4, 3)}
 @pytest.fixture(autouse=True, params=["whole", "apart"])
 def every_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small maps go by passes, at once or sample by sample."""
-    monkeypatch.setattr(gate, "_SMALL", 1)
+    for module in (cbam, gate):
+        monkeypatch.setattr(module, "_SMALL", 1)
     if request.param == "apart":
         monkeypatch.setattr(passes, "_LARGE", 1)
         monkeypatch.setattr(passes, "_PART", 1)
@@ -87,6 +89,22 @@ def test_numbers_gradients_and_statistics_are_those_of_plain_steps(
     assert torch.equal(y, plain_y)
     torch.testing.assert_close(grads, plain_grads)
     torch.testing.assert_close(buffers, plain_buffers)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_small_maps_go_by_torchs_own_steps(name, monkeypatch):
+    for module in (cbam, gate):
+        monkeypatch.setattr(module, "_SMALL", 1 << 16)
+    attention, x = moved(name), a_map()
+    results = []
+    for run in (nn.Module.__call__, plainly):
+        one = copy.deepcopy(attention)
+        y = run(one, x)
+        assert not by_passes(y)
+        results.append((y, torch.autograd.grad(y.square().sum(), [x, *one.parameters()])))
+    (y, grads), (plain_y, plain_grads) = results
+    assert torch.equal(y, plain_y)
+    torch.testing.assert_close(grads, plain_grads)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,11 @@ class ChannelGate(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
-        return self.gate_of([pool(x, kind, self.dims) for kind in self.pools])
+        return self.gate_of(self.squeezed(x))
+
+    def squeezed(self, x: Tensor) -> list[Tensor]:
+        """Pool ``x`` in each of the gate's ways: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
+        return [pool(x, kind, self.dims) for kind in self.pools]
 
     def gate_of(self, pools: list[Tensor], ordinary: bool = False) -> Tensor:
         """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way.
@@ -160,7 +164,7 @@ class ChannelGate(nn.Module):
         if torch.is_grad_enabled() and x.numel() >= _SMALL and has_passes(x, self.pools):
             x, *pools = Pooled.apply(x, self.pools, self.dims)
             return Scaled.apply(x, self.gate_of(pools, True), None)
-        return x * self.gate_of([pool(x, kind, self.dims) for kind in self.pools], True)
+        return x * self.gate_of(self.squeezed(x), True)
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""
