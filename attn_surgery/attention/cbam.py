@@ -25,8 +25,10 @@ from attn_surgery.attention.construction import (
     is_taken_whole,
     is_untouched,
     maximum_over_channels,
+    pool_each,
     pooled,
     register,
+    runs,
     sigmoid_gate,
     unbatched,
     whole,
@@ -191,7 +193,7 @@ class SpatialAttention(nn.Module):
         return f"channel_order={self.channel_order}, init={self.init}"
 
 
-_GATE = SpatialAttention.gate
+_METHODS = (SpatialAttention.gate, SpatialAttention.gate_of, SpatialAttention.describe)
 
 
 @register("cbam", paper="Woo et al. 2018, arXiv:1807.06521", dims=(1, 2, 3))
@@ -293,14 +295,14 @@ class CBAM(nn.Module):
             and has_passes(x, channel.pools)
             and is_untouched(channel, ChannelAttention)
             and is_untouched(spatial, SpatialAttention)
-            and getattr(spatial.gate, "__func__", None) is _GATE
+            and runs(spatial, *_METHODS)
         )
 
     def _by_passes(self, x: Tensor) -> Tensor:
         channel, spatial = self.channel, self.spatial
         mean_first = spatial.channel_order == "mean_max"
         if torch.is_grad_enabled() and x.numel() < _SMALL:
-            scaled = x * channel.gate_of(channel.squeezed(x), True)
+            scaled = x * channel.gate_of(pool_each(x, channel.pools, channel.dims), True)
             told = described(scaled, scaled.amax(1, keepdim=True), mean_first=mean_first)
             return scaled * _position_gate(told, spatial)
         if torch.is_grad_enabled():

@@ -31,7 +31,7 @@ from attn_surgery.attention import (
     register,
 )
 from attn_surgery.attention.construction import registry
-from attn_surgery.attention.construction.gate import pool
+from attn_surgery.attention.construction.passes import pool
 from attn_surgery.attention.construction.identity_start import IdentityStart
 from attn_surgery.errors import SurgeryError
 

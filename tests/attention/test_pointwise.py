@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_lean import moved
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
@@ -201,6 +201,87 @@ def test_a_layer_that_was_exchanged_is_called(kind: type[nn.Conv2d]):
     expected = x * (2 * other.fc2(hidden).sigmoid())
     torch.testing.assert_close(other(x), expected)
     assert torch.allclose(other(x), attention(x), atol=1e-5) is (kind is nn.Conv2d)
+
+
+def stands_before(layer: Any, name: str, value: Tensor) -> Any:
+    """Let an attribute stand before a parameter of that name, as FSDP does."""
+    vars(layer)[name] = value
+    return layer
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_stands_before_a_parameter_is_used(name, grad):
+    attention, x = of_gate("se", 2), torch.randn(1, 24, 4, 4)
+    value = torch.randn_like(getattr(attention.fc2, name))
+    expected = copy.deepcopy(attention)
+    expected.fc2.load_state_dict({**expected.fc2.state_dict(), name: value})
+    stands_before(attention.fc2, name, value)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(attention(x), expected(x))
+
+
+class Shared(SE):
+    """Another's first layer."""
+
+    owner: list[SE]
+
+    @property
+    def fc1(self) -> Any:
+        return self.owner[0].fc1
+
+
+def test_a_layer_that_is_computed_is_used():
+    owner, x = SE(24, hidden_channels=3), torch.randn(1, 24, 4, 4)
+    attention, expected = of_gate("se", 2), of_gate("se", 2)
+    attention.__class__, attention.owner = Shared, [owner]
+    expected.fc1 = owner.fc1
+    with torch.no_grad():
+        assert torch.equal(attention(x), expected(x))
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize("name", ["se", "cam"])
+def test_pools_that_were_exchanged_for_none(name, samples):
+    attention, x = of_gate(name, 2), torch.randn(samples, 24, 40, 40)
+    attention.pools = ["none"]
+    gate = 2 * attention.fc2(attention.fc1(x).relu()).sigmoid()
+    torch.testing.assert_close(attention(x), x * gate)
+
+
+class Halved(SE):
+    """Somebody's own factors, as the method's first version had them."""
+
+    def gate_of(self, pools: list[Tensor]) -> Tensor:  # type: ignore[override]
+        return super().gate_of(pools) / 2
+
+
+def test_factors_of_its_own_are_used():
+    attention, x = Halved(24), torch.randn(1, 24, 4, 4)
+    assert torch.equal(attention(x), x / 2)
+
+
+class OfItsOwn(nn.Module):
+    """Attends to what it keeps, and not to what it gets."""
+
+    kept: Tensor
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+        self.register_buffer("kept", torch.randn(1, 24, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(self.kept)
+
+
+@pytest.mark.parametrize("name", ["se", "cam"])
+def test_fx_sees_the_parameters_behind_a_map_that_is_no_proxy(name):
+    model = OfItsOwn(of_gate(name, 2))
+    traced, x = fx.symbolic_trace(model), torch.randn(1, 24, 4, 4)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    torch.testing.assert_close(traced(x), model(x))
 
 
 def test_without_a_squeeze_it_is_a_convolution_of_a_large_map():

@@ -18,7 +18,7 @@ from attn_surgery.attention.construction.gate import (
 )
 from attn_surgery.attention.construction.maxima import maximum_over_channels
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
-from attn_surgery.attention.construction.ordinary import is_untouched
+from attn_surgery.attention.construction.ordinary import is_untouched, runs
 from attn_surgery.attention.construction.passes import (
     NO_POOL,
     POOLS,
@@ -29,6 +29,7 @@ from attn_surgery.attention.construction.passes import (
     has_passes,
     in_parts,
     is_taken_whole,
+    pool_each,
     pooled,
 )
 from attn_surgery.attention.construction.registry import (
@@ -69,9 +70,11 @@ __all__ = [
     "is_taken_whole",
     "is_untouched",
     "maximum_over_channels",
+    "pool_each",
     "pooled",
     "positive",
     "register",
+    "runs",
     "sigmoid_gate",
     "std_mean",
     "unbatched",

@@ -9,14 +9,14 @@ from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
 from attn_surgery.attention.construction.batch_dims import batched, unbatched
 from attn_surgery.attention.construction.options import choice, flag, whole
-from attn_surgery.attention.construction.ordinary import is_ordinary
+from attn_surgery.attention.construction.ordinary import is_ordinary, runs
 from attn_surgery.attention.construction.passes import (
     NO_POOL,
     POOLS,
     Pooled,
     Scaled,
     has_passes,
-    pool,
+    pool_each,
 )
 from attn_surgery.attention.construction.pointwise import POINTWISE, mlp_of_pools
 from attn_surgery.errors import SurgeryError
@@ -109,11 +109,7 @@ class ChannelGate(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
-        return self.gate_of(self.squeezed(x))
-
-    def squeezed(self, x: Tensor) -> list[Tensor]:
-        """Pool ``x`` in each of the gate's ways: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
-        return [pool(x, kind, self.dims) for kind in self.pools]
+        return self.gate_of(pool_each(x, self.pools, self.dims))
 
     def gate_of(self, pools: list[Tensor], ordinary: bool = False) -> Tensor:
         """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way.
@@ -127,11 +123,8 @@ class ChannelGate(nn.Module):
     def _logits_of(self, pools: list[Tensor], ordinary: bool) -> Tensor:
         x, spatial_dims = pools[0], len(self.dims)
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if getattr(self.mlp, "__func__", None) is _MLP:
-                layers = self._modules
-                logits = mlp_of_pools(
-                    pools, layers["fc1"], layers["act"], layers["fc2"], ordinary=ordinary
-                )
+            if runs(self, _MLP):
+                logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2, ordinary=ordinary)
                 if logits is not None:
                     return logits
         each_batched = [batched(each, spatial_dims) for each in pools]
@@ -150,7 +143,7 @@ class ChannelGate(nn.Module):
             is_ordinary(x)
             and x.dim() == len(self.dims) + 2
             and x.numel() > 0
-            and getattr(self.gate, "__func__", None) is _GATE
+            and runs(self, _GATE, _GATE_OF)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,14 +157,14 @@ class ChannelGate(nn.Module):
         if torch.is_grad_enabled() and x.numel() >= _SMALL and has_passes(x, self.pools):
             x, *pools = Pooled.apply(x, self.pools, self.dims)
             return Scaled.apply(x, self.gate_of(pools, True), None)
-        return x * self.gate_of(self.squeezed(x), True)
+        return x * self.gate_of(pool_each(x, self.pools, self.dims), True)
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""
         return f"pools={'+'.join(self.pools)}, init={self.init}"
 
 
-_GATE, _MLP = ChannelGate.gate, ChannelGate.mlp
+_GATE, _GATE_OF, _MLP = ChannelGate.gate, ChannelGate.gate_of, ChannelGate.mlp
 
 
 def hidden_width(channels: int, reduction: int, hidden_channels: int | None, divisor: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch._C import (  # pyright: ignore[reportAttributeAccessIssue]
@@ -42,13 +44,26 @@ def is_ordinary(x: Tensor) -> bool:
             or _len_torch_function_stack()
             or forward_ad._current_level >= 0
             or _is_any_autocast_enabled()
-            or _has_any_global_hook()
+            or are_modules_watched()
             or (_len_torch_dispatch_stack() and not _all_only_answer())
         )
     )
 
 
 _KINDS = (Tensor, nn.Parameter)
+
+
+def are_modules_watched() -> bool:
+    """Tell whether anybody looks at all modules: hooks, or ``torch.fx`` at what they are asked for.
+
+    Example:
+        >>> are_modules_watched()
+        False
+    """
+    return bool(_has_any_global_hook()) or nn.Module.__getattr__ is not _GETATTR
+
+
+_GETATTR = nn.Module.__getattr__
 
 
 def _all_only_answer() -> bool:
@@ -94,23 +109,39 @@ def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         >>> is_untouched(relu, nn.ReLU)
         False
     """
-    state = module.__dict__  # of which a bare look-up takes a fraction of the time
-    return (
-        type(module) in kinds
-        and "forward" not in state
-        and not (
-            state["_forward_hooks"]
-            or state["_forward_pre_hooks"]
-            or state["_backward_hooks"]
-            or state["_backward_pre_hooks"]
-        )
-        and module._compiled_call_impl is None
+    if type(module) not in kinds:
+        return False
+    state = module.__dict__  # to look up by name takes a multiple of the time
+    return not (
+        "forward" in state
+        or state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or module._compiled_call_impl is not None
     )
+
+
+def runs(module: nn.Module, *methods: Callable[..., object]) -> bool:
+    """Tell whether methods are those of a class, and neither a subclass's nor the instance's own.
+
+    Args:
+        module: The module.
+        methods: The functions, as the class has them.
+
+    Example:
+        >>> runs(nn.ReLU(), nn.ReLU.forward), runs(nn.ReLU(), nn.GELU.forward)
+        (True, False)
+    """
+    for method in methods:
+        if getattr(getattr(module, method.__name__), "__func__", None) is not method:
+            return False
+    return True
 
 
 def untouched_parameters(
     layer: nn.Module, *kinds: type[nn.Module]
-) -> tuple[Tensor | None, Tensor | None] | None:
+) -> tuple[Tensor, Tensor | None] | None:
     """Return weight and bias of a layer that is untouched, where both are the layer's own.
 
     Not so of what is computed, or set as a tensor. To ask the layer takes ten times as long.
@@ -126,5 +157,8 @@ def untouched_parameters(
     """
     if not is_untouched(layer, *kinds):
         return None
-    own = layer._parameters
-    return (own["weight"], own["bias"]) if "weight" in own and "bias" in own else None
+    own, state = layer._parameters, layer.__dict__
+    if "weight" in state or "bias" in state or not ("weight" in own and "bias" in own):
+        return None
+    weight = own["weight"]
+    return None if weight is None else (weight, own["bias"])

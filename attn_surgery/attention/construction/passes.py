@@ -108,6 +108,11 @@ def pool(x: Tensor, kind: str, dims: list[int]) -> Tensor:
     return torch.logsumexp(x, dims, keepdim=True)
 
 
+def pool_each(x: Tensor, kinds: list[str], dims: list[int]) -> list[Tensor]:
+    """Pool a map in several ways, ``(N, C, 1, ...)`` each, step by step."""
+    return [pool(x, kind, dims) for kind in kinds]
+
+
 def pooled(x: Tensor, kinds: Sequence[str], dims: list[int]) -> list[Tensor]:
     """Pool a map in several ways, ``(N, C, 1, ...)`` each, a few samples at a time."""
     if is_taken_whole(x):

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.jit import is_scripting, is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn import functional as F
-from torch.nn.modules import module as torch_module
 
-from attn_surgery.attention.construction.ordinary import is_untouched, untouched_parameters
+from attn_surgery.attention.construction.ordinary import (
+    are_modules_watched,
+    is_untouched,
+    untouched_parameters,
+)
 from attn_surgery.attention.construction.products import as_product, may_be_product
 
 
@@ -76,7 +79,7 @@ def mlp_of_pools(
         fc1: The first layer of the MLP.
         act: What comes between.
         fc2: The second layer.
-        ordinary: Whether the pooled maps are known to be ordinary tensors of that shape.
+        ordinary: Whether the pooled maps are known to be ordinary tensors.
 
     Returns:
         ``(N, C, 1, ...)``; None where the layers have to be called.
@@ -93,11 +96,10 @@ def mlp_of_pools(
     first, second = untouched_parameters(fc1, *_KINDS), untouched_parameters(fc2, *_KINDS)
     if first is None or second is None or not is_untouched(act, nn.ReLU):
         return None
-    if ordinary:
-        if _are_few(x, len(pools), fc1) and may_be_product(x, first[0], second[0]):
-            return _convolved(pools, first, second)
-    elif not _is_of_one_position(x, fc1):
+    if x.dim() != first[0].dim() or x.numel() != x.shape[0] * fc1.in_channels:
         return None
+    if ordinary and _are_few(x, len(pools), fc1) and may_be_product(x, first[0], second[0]):
+        return _convolved(pools, first, second)
     return _multiplied(pools, first, second)
 
 
@@ -106,12 +108,8 @@ def _is_unseen(x: Tensor) -> bool:
         torch.compiler.is_compiling()
         or type(x) is not Tensor
         or is_tracing()
-        or torch_module._has_any_global_hook()
+        or are_modules_watched()
     )
-
-
-def _is_of_one_position(x: Tensor, fc1: Any) -> bool:
-    return x.dim() == fc1.weight.dim() and x.numel() == x.shape[0] * fc1.in_channels
 
 
 def _are_few(x: Tensor, pools: int, fc1: Any) -> bool:

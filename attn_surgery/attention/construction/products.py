@@ -13,7 +13,7 @@ from torch import Tensor, nn
 _CONVOLUTION = torch._C._nn.thnn_conv2d  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def may_be_product(x: Tensor, *weights: Tensor | None) -> bool:
+def may_be_product(x: Tensor, *weights: Tensor) -> bool:
     """Tell whether oneDNN would do convolutions in two dimensions, of an ordinary tensor.
 
     Example:
@@ -23,6 +23,8 @@ def may_be_product(x: Tensor, *weights: Tensor | None) -> bool:
     """
     for weight in weights:
         if type(weight) is not nn.Parameter or weight.dtype is not torch.float32:
+            return False
+        if weight.dim() != 4:
             return False
     return x.dtype is torch.float32 and x.is_cpu and x.dim() == 4
 
