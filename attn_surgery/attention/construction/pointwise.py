@@ -65,6 +65,8 @@ class PointwiseConv3d(_Pointwise, nn.Conv3d):
 POINTWISE = {1: PointwiseConv1d, 2: PointwiseConv2d, 3: PointwiseConv3d}
 """By the number of spatial dimensions."""
 _KINDS = tuple(POINTWISE.values())
+_Layer = tuple[Tensor, Tensor | None]
+"""Weight and bias."""
 _FEW = 1 << 14
 """Multiplications by a weight, from which a product of the whole batch is faster."""
 
@@ -116,7 +118,7 @@ def _are_few(x: Tensor, pools: int, fc1: Any) -> bool:
     return pools * x.numel() * fc1.out_channels < _FEW or x.shape[0] == pools == 1
 
 
-def _convolved(pools: list[Tensor], first: Any, second: Any) -> Tensor:
+def _convolved(pools: list[Tensor], first: _Layer, second: _Layer) -> Tensor:
     """Do it in fewer steps, sample by sample; the numbers are the same but for rounding."""
     rows = pools[0] if len(pools) == 1 else torch.cat(pools, 2)
     hidden = as_product(rows, *first, (1, 1)).relu_()
@@ -124,7 +126,7 @@ def _convolved(pools: list[Tensor], first: Any, second: Any) -> Tensor:
     return logits if len(pools) == 1 else functools.reduce(torch.add, logits.split(1, 2))
 
 
-def _multiplied(pools: list[Tensor], first: Any, second: Any) -> Tensor:
+def _multiplied(pools: list[Tensor], first: _Layer, second: _Layer) -> Tensor:
     (weight1, bias1), (weight2, bias2) = first, second
     x, several = pools[0], len(pools)
     if several == 1:
