@@ -31,8 +31,8 @@ from attn_surgery.attention import (
     register,
 )
 from attn_surgery.attention.construction import registry
-from attn_surgery.attention.construction.passes import pool
 from attn_surgery.attention.construction.identity_start import IdentityStart
+from attn_surgery.attention.construction.passes import pool
 from attn_surgery.errors import SurgeryError
 
 C = 32
