@@ -302,15 +302,15 @@ class CBAM(nn.Module):
         channel, spatial = self.channel, self.spatial
         mean_first = spatial.channel_order == "mean_max"
         if torch.is_grad_enabled() and x.numel() < _SMALL:
-            scaled = x * channel.gate_of(pool_each(x, channel.pools, channel.dims), True)
+            scaled = x * channel.gate_of_ordinary(pool_each(x, channel.pools, channel.dims))
             told = described(scaled, scaled.amax(1, keepdim=True), mean_first=mean_first)
             return scaled * _position_gate(told, spatial)
         if torch.is_grad_enabled():
             x, *pools = Pooled.apply(x, channel.pools, channel.dims)
-            by = channel.gate_of(pools, True)
+            by = channel.gate_of_ordinary(pools)
             x, told = Described.apply(x, by, mean_first)
             return Scaled.apply(x, by, _position_gate(told, spatial))
-        by = channel.gate_of(pooled(x, channel.pools, channel.dims), True)
+        by = channel.gate_of_ordinary(pooled(x, channel.pools, channel.dims))
         return _in_place(x, by, spatial, mean_first=mean_first)
 
     def extra_repr(self) -> str:

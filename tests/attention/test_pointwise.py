@@ -240,6 +240,37 @@ def test_a_layer_that_is_computed_is_used():
         assert torch.equal(attention(x), expected(x))
 
 
+class Asked(SE):
+    """Answers for itself what its activation is."""
+
+    def __getattr__(self, name: str) -> Any:
+        return F.gelu if name == "act" else super().__getattr__(name)
+
+
+def replaced_by_a_function(attention: Any) -> None:
+    del attention.act
+    attention.act = F.gelu
+
+
+def hidden_by_an_attribute(attention: Any) -> None:
+    vars(attention)["act"] = F.gelu
+
+
+def hidden_by_the_class(attention: Any) -> None:
+    attention.__class__ = Asked
+
+
+@pytest.mark.parametrize(
+    "change", [replaced_by_a_function, hidden_by_an_attribute, hidden_by_the_class]
+)
+def test_an_activation_that_is_no_child_is_used(change):
+    attention, expected, x = of_gate("se", 2), of_gate("se", 2), torch.randn(1, 24, 4, 4)
+    change(attention)
+    expected.act = nn.GELU()
+    with torch.no_grad():
+        assert torch.equal(attention(x), expected(x))
+
+
 @pytest.mark.parametrize("samples", [1, 8])
 @pytest.mark.parametrize("name", ["se", "cam"])
 def test_pools_that_were_exchanged_for_none(name, samples):
@@ -250,9 +281,9 @@ def test_pools_that_were_exchanged_for_none(name, samples):
 
 
 class Halved(SE):
-    """Somebody's own factors, as the method's first version had them."""
+    """Somebody's own factors."""
 
-    def gate_of(self, pools: list[Tensor]) -> Tensor:  # type: ignore[override]
+    def gate_of(self, pools: list[Tensor]) -> Tensor:
         return super().gate_of(pools) / 2
 
 

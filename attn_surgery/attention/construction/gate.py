@@ -9,7 +9,7 @@ from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
 from attn_surgery.attention.construction.batch_dims import batched, unbatched
 from attn_surgery.attention.construction.options import choice, flag, whole
-from attn_surgery.attention.construction.ordinary import is_ordinary, runs
+from attn_surgery.attention.construction.ordinary import children, is_ordinary, runs
 from attn_surgery.attention.construction.passes import (
     NO_POOL,
     POOLS,
@@ -111,20 +111,15 @@ class ChannelGate(nn.Module):
         """Compute the factors for ``x``: ``(N, C, *spatial)`` -> ``(N, C, 1, ...)``."""
         return self.gate_of(pool_each(x, self.pools, self.dims))
 
-    def gate_of(self, pools: list[Tensor], ordinary: bool = False) -> Tensor:
-        """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way.
+    def gate_of(self, pools: list[Tensor]) -> Tensor:
+        """Compute the factors from what a map was pooled to, ``(N, C, 1, ...)`` in each way."""
+        return sigmoid_gate(self._logits_of(pools), self.init)
 
-        Args:
-            pools: What the map was pooled to.
-            ordinary: Whether these are known to be ordinary tensors.
-        """
-        return sigmoid_gate(self._logits_of(pools, ordinary), self.init)
-
-    def _logits_of(self, pools: list[Tensor], ordinary: bool) -> Tensor:
+    def _logits_of(self, pools: list[Tensor]) -> Tensor:
         x, spatial_dims = pools[0], len(self.dims)
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
             if runs(self, _MLP):
-                logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2, ordinary=ordinary)
+                logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2)
                 if logits is not None:
                     return logits
         each_batched = [batched(each, spatial_dims) for each in pools]
@@ -143,7 +138,7 @@ class ChannelGate(nn.Module):
             is_ordinary(x)
             and x.dim() == len(self.dims) + 2
             and x.numel() > 0
-            and runs(self, _GATE, _GATE_OF)
+            and runs(self, _GATE, _GATE_OF, _MLP)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,8 +151,14 @@ class ChannelGate(nn.Module):
     def _rearranged(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.numel() >= _SMALL and has_passes(x, self.pools):
             x, *pools = Pooled.apply(x, self.pools, self.dims)
-            return Scaled.apply(x, self.gate_of(pools, True), None)
-        return x * self.gate_of(pool_each(x, self.pools, self.dims), True)
+            return Scaled.apply(x, self.gate_of_ordinary(pools), None)
+        return x * self.gate_of_ordinary(pool_each(x, self.pools, self.dims))
+
+    def gate_of_ordinary(self, pools: list[Tensor]) -> Tensor:
+        """Compute what `gate_of` does, from pools of a map whose steps may be rearranged."""
+        layers = children(self, "fc1", "act", "fc2")
+        logits = mlp_of_pools(pools, *layers, ordinary=True)
+        return self.gate_of(pools) if logits is None else sigmoid_gate(logits, self.init)
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""

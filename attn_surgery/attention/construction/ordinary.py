@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,27 @@ def runs(module: nn.Module, *methods: Callable[..., object]) -> bool:
         if getattr(getattr(module, method.__name__), "__func__", None) is not method:
             return False
     return True
+
+
+def children(module: nn.Module, *names: str) -> list[Any]:
+    """Return children by name, by a bare look-up where the module has no answer of its own.
+
+    Args:
+        module: The module.
+        names: What it has them as.
+
+    Example:
+        >>> children(nn.Sequential(nn.ReLU(), nn.GELU()), "1", "0")
+        [GELU(approximate='none'), ReLU()]
+    """
+    kind, state, own = type(module), module.__dict__, module._modules
+    if kind.__getattr__ is _GETATTR:
+        for name in names:
+            if name in state or name not in own or hasattr(kind, name):
+                break
+        else:
+            return [own[name] for name in names]
+    return [getattr(module, name) for name in names]
 
 
 def untouched_parameters(
