@@ -39,6 +39,7 @@ FRESH: dict[str, set[str]] = {
     "digits_domains": set(),
     "mixed_domains": {"cbam beats control-norms"},
     "mixed_domains_norms": set(),
+    "segmentation_small": set(),
 }
 """What was run again with fresh seeds, and the verdicts that did not come again."""
 
