@@ -22,13 +22,13 @@ from attn_surgery.attention.construction import (
     flag,
     has_passes,
     in_parts,
+    is_bound,
     is_taken_whole,
     is_untouched,
     maximum_over_channels,
     pool_each,
     pooled,
     register,
-    runs,
     sigmoid_gate,
     unbatched,
     whole,
@@ -193,7 +193,8 @@ class SpatialAttention(nn.Module):
         return f"channel_order={self.channel_order}, init={self.init}"
 
 
-_METHODS = (SpatialAttention.gate, SpatialAttention.gate_of, SpatialAttention.describe)
+_GATE, _GATE_OF = SpatialAttention.gate, SpatialAttention.gate_of
+_DESCRIBE = SpatialAttention.describe
 
 
 @register("cbam", paper="Woo et al. 2018, arXiv:1807.06521", dims=(1, 2, 3))
@@ -295,7 +296,9 @@ class CBAM(nn.Module):
             and has_passes(x, channel.pools)
             and is_untouched(channel, ChannelAttention)
             and is_untouched(spatial, SpatialAttention)
-            and runs(spatial, *_METHODS)
+            and is_bound(spatial.gate, _GATE)
+            and is_bound(spatial.gate_of, _GATE_OF)
+            and is_bound(spatial.describe, _DESCRIBE)
         )
 
     def _by_passes(self, x: Tensor) -> Tensor:

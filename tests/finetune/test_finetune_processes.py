@@ -31,10 +31,10 @@ FROZEN: dict[str, Any] = {
 LIVE: dict[str, Any] = {
     **TINY,
     "surgery": {"attention": ["cbam"]},
-    "pretraining": [{"epochs": 1, "lr": 0.01}],
-    "stages": [
-        {"trains": ["attention"], "epochs": 1, "lr": 0.01},
-        {"epochs": 2, "lr": 0.003, "accumulate": 2},
+    "pretraining": [{"epochs": 1, "lr": 0.01, "optimizer": "sgd"}],
+    "stages": [  # by SGD, as Adam makes as much of a gradient that is rounding as of any other
+        {"trains": ["attention"], "epochs": 1, "lr": 0.1, "optimizer": "sgd"},
+        {"epochs": 2, "lr": 0.03, "accumulate": 2, "optimizer": "sgd"},
     ],
     "control": False,
     "data": within("data", batch_size=16, limit=96),  # 8 would freeze the statistics
@@ -90,7 +90,7 @@ def test_synchronized_norms_give_cbam_the_curve_of_one_process(tmp_path):
         assert len(curve(two, variant)) == steps
         assert loss_difference(two, one, variant) <= 2e-5
     for file, tensors in weights(two).items():
-        torch.testing.assert_close(tensors, weights(one)[file], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tensors, weights(one)[file], rtol=1e-4, atol=1e-5)
     assert all(each.same for each in remeasure(two))
 
 

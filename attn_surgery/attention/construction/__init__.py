@@ -18,7 +18,7 @@ from attn_surgery.attention.construction.gate import (
 )
 from attn_surgery.attention.construction.maxima import maximum_over_channels
 from attn_surgery.attention.construction.options import choice, flag, positive, whole
-from attn_surgery.attention.construction.ordinary import is_untouched, runs
+from attn_surgery.attention.construction.ordinary import is_bound, is_untouched
 from attn_surgery.attention.construction.passes import (
     NO_POOL,
     POOLS,
@@ -66,6 +66,7 @@ __all__ = [
     "has_passes",
     "hidden_width",
     "in_parts",
+    "is_bound",
     "is_empty",
     "is_taken_whole",
     "is_untouched",
@@ -74,7 +75,6 @@ __all__ = [
     "pooled",
     "positive",
     "register",
-    "runs",
     "sigmoid_gate",
     "std_mean",
     "unbatched",

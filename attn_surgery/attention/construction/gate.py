@@ -9,7 +9,7 @@ from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
 from attn_surgery.attention.construction.batch_dims import batched, unbatched
 from attn_surgery.attention.construction.options import choice, flag, whole
-from attn_surgery.attention.construction.ordinary import children, is_ordinary, runs
+from attn_surgery.attention.construction.ordinary import is_bound, is_ordinary
 from attn_surgery.attention.construction.passes import (
     NO_POOL,
     POOLS,
@@ -118,7 +118,7 @@ class ChannelGate(nn.Module):
     def _logits_of(self, pools: list[Tensor]) -> Tensor:
         x, spatial_dims = pools[0], len(self.dims)
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if runs(self, _MLP):
+            if is_bound(self.mlp, _MLP):
                 logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2)
                 if logits is not None:
                     return logits
@@ -138,7 +138,9 @@ class ChannelGate(nn.Module):
             is_ordinary(x)
             and x.dim() == len(self.dims) + 2
             and x.numel() > 0
-            and runs(self, _GATE, _GATE_OF, _MLP)
+            and is_bound(self.gate, _GATE)
+            and is_bound(self.gate_of, _GATE_OF)
+            and is_bound(self.mlp, _MLP)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,8 +158,7 @@ class ChannelGate(nn.Module):
 
     def gate_of_ordinary(self, pools: list[Tensor]) -> Tensor:
         """Compute what `gate_of` does, from pools of a map whose steps may be rearranged."""
-        layers = children(self, "fc1", "act", "fc2")
-        logits = mlp_of_pools(pools, *layers, ordinary=True)
+        logits = mlp_of_pools(pools, self.fc1, self.act, self.fc2, ordinary=True)
         return self.gate_of(pools) if logits is None else sigmoid_gate(logits, self.init)
 
     def extra_repr(self) -> str:

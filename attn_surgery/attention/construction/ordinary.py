@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,77 +109,21 @@ def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         >>> is_untouched(relu, nn.ReLU)
         False
     """
-    if type(module) not in kinds:
-        return False
-    state = module.__dict__  # to look up by name takes a multiple of the time
-    return not (
-        "forward" in state
-        or state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
+    return type(module) in kinds and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         or module._compiled_call_impl is not None
+        or getattr(module.forward, "__func__", None) is not type(module).forward
     )
 
 
-def runs(module: nn.Module, *methods: Callable[..., object]) -> bool:
-    """Tell whether methods are those of a class, and neither a subclass's nor the instance's own.
-
-    Args:
-        module: The module.
-        methods: The functions, as the class has them.
+def is_bound(method: Callable[..., object], function: Callable[..., object]) -> bool:
+    """Tell whether a method is that function of a class: no subclass's, and not the instance's own.
 
     Example:
-        >>> runs(nn.ReLU(), nn.ReLU.forward), runs(nn.ReLU(), nn.GELU.forward)
+        >>> is_bound(nn.ReLU().forward, nn.ReLU.forward), is_bound(nn.ReLU().forward, torch.relu)
         (True, False)
     """
-    for method in methods:
-        if getattr(getattr(module, method.__name__), "__func__", None) is not method:
-            return False
-    return True
-
-
-def children(module: nn.Module, *names: str) -> list[Any]:
-    """Return children by name, by a bare look-up where the module has no answer of its own.
-
-    Args:
-        module: The module.
-        names: What it has them as.
-
-    Example:
-        >>> children(nn.Sequential(nn.ReLU(), nn.GELU()), "1", "0")
-        [GELU(approximate='none'), ReLU()]
-    """
-    kind, state, own = type(module), module.__dict__, module._modules
-    if kind.__getattr__ is _GETATTR:
-        for name in names:
-            if name in state or name not in own or hasattr(kind, name):
-                break
-        else:
-            return [own[name] for name in names]
-    return [getattr(module, name) for name in names]
-
-
-def untouched_parameters(
-    layer: nn.Module, *kinds: type[nn.Module]
-) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight and bias of a layer that is untouched, where both are the layer's own.
-
-    Not so of what is computed, or set as a tensor. To ask the layer takes ten times as long.
-
-    Args:
-        layer: The layer.
-        kinds: As for ``is_untouched``.
-
-    Example:
-        >>> weight, bias = untouched_parameters(nn.Linear(4, 2, bias=False), nn.Linear)
-        >>> weight.shape, bias
-        (torch.Size([2, 4]), None)
-    """
-    if not is_untouched(layer, *kinds):
-        return None
-    own, state = layer._parameters, layer.__dict__
-    if "weight" in state or "bias" in state or not ("weight" in own and "bias" in own):
-        return None
-    weight = own["weight"]
-    return None if weight is None else (weight, own["bias"])
+    return getattr(method, "__func__", None) is function

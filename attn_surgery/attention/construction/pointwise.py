@@ -15,11 +15,7 @@ from torch import Tensor, fx, nn
 from torch.jit import is_scripting, is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn import functional as F
 
-from attn_surgery.attention.construction.ordinary import (
-    are_modules_watched,
-    is_untouched,
-    untouched_parameters,
-)
+from attn_surgery.attention.construction.ordinary import are_modules_watched, is_untouched
 from attn_surgery.attention.construction.products import as_product, may_be_product
 
 
@@ -95,9 +91,11 @@ def mlp_of_pools(
     x = pools[0]
     if not (ordinary or _is_unseen(x)):
         return None
-    first, second = untouched_parameters(fc1, *_KINDS), untouched_parameters(fc2, *_KINDS)
-    if first is None or second is None or not is_untouched(act, nn.ReLU):
+    if not (
+        is_untouched(fc1, *_KINDS) and is_untouched(act, nn.ReLU) and is_untouched(fc2, *_KINDS)
+    ):
         return None
+    first, second = (fc1.weight, fc1.bias), (fc2.weight, fc2.bias)
     if x.dim() != first[0].dim() or x.numel() != x.shape[0] * fc1.in_channels:
         return None
     if ordinary and _are_few(x, len(pools), fc1) and may_be_product(x, first[0], second[0]):
