@@ -279,15 +279,15 @@ class CBAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale channels and positions: ``(N, C, *spatial)`` -> ``(N, C, *spatial)``."""
         if not is_scripting():  # noqa: SIM102 - TorchScript compiles what is in one condition
-            if self._goes_by_passes(x):
-                return self._by_passes(x)
+            if self._may_rearrange(x):
+                return self._rearranged(x)
         if self.order == "channel_first":
             return self.spatial(self.channel(x))
         if self.order == "spatial_first":
             return self.channel(self.spatial(x))
         return x * self.channel.gate(x) * self.spatial.gate(x)
 
-    def _goes_by_passes(self, x: Tensor) -> bool:
+    def _may_rearrange(self, x: Tensor) -> bool:
         channel, spatial = self.channel, self.spatial
         return (
             self.order == "channel_first"
@@ -301,20 +301,20 @@ class CBAM(nn.Module):
             and is_bound(spatial.describe, _DESCRIBE)
         )
 
-    def _by_passes(self, x: Tensor) -> Tensor:
+    def _rearranged(self, x: Tensor) -> Tensor:
         channel, spatial = self.channel, self.spatial
         mean_first = spatial.channel_order == "mean_max"
-        if torch.is_grad_enabled() and x.numel() < _SMALL:
+        if not torch.is_grad_enabled():
+            by = channel.gate_of_ordinary(pooled(x, channel.pools, channel.dims))
+            return _in_place(x, by, spatial, mean_first=mean_first)
+        if x.numel() < _SMALL:
             scaled = x * channel.gate_of_ordinary(pool_each(x, channel.pools, channel.dims))
             told = described(scaled, scaled.amax(1, keepdim=True), mean_first=mean_first)
             return scaled * _position_gate(told, spatial)
-        if torch.is_grad_enabled():
-            x, *pools = Pooled.apply(x, channel.pools, channel.dims)
-            by = channel.gate_of_ordinary(pools)
-            x, told = Described.apply(x, by, mean_first)
-            return Scaled.apply(x, by, _position_gate(told, spatial))
-        by = channel.gate_of_ordinary(pooled(x, channel.pools, channel.dims))
-        return _in_place(x, by, spatial, mean_first=mean_first)
+        x, *pools = Pooled.apply(x, channel.pools, channel.dims)
+        by = channel.gate_of_ordinary(pools)
+        x, told = Described.apply(x, by, mean_first)
+        return Scaled.apply(x, by, _position_gate(told, spatial))
 
     def extra_repr(self) -> str:
         """Name what the children do not show."""

@@ -203,12 +203,6 @@ def test_a_layer_that_was_exchanged_is_called(kind: type[nn.Conv2d]):
     assert torch.allclose(other(x), attention(x), atol=1e-5) is (kind is nn.Conv2d)
 
 
-def stands_before(layer: Any, name: str, value: Tensor) -> Any:
-    """Let an attribute stand before a parameter of that name, as FSDP does."""
-    vars(layer)[name] = value
-    return layer
-
-
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_what_stands_before_a_parameter_is_used(name, grad):
@@ -216,7 +210,7 @@ def test_what_stands_before_a_parameter_is_used(name, grad):
     value = torch.randn_like(getattr(attention.fc2, name))
     expected = copy.deepcopy(attention)
     expected.fc2.load_state_dict({**expected.fc2.state_dict(), name: value})
-    stands_before(attention.fc2, name, value)
+    vars(attention.fc2)[name] = value  # as FSDP does
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(attention(x), expected(x))
 

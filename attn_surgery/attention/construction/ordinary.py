@@ -115,7 +115,7 @@ def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or module._compiled_call_impl is not None
-        or getattr(module.forward, "__func__", None) is not type(module).forward
+        or not is_bound(module.forward, type(module).forward)
     )
 
 
