@@ -93,11 +93,9 @@ def data_parallel(trial: Trial) -> None:
 
 
 def functional(trial: Trial) -> None:
-    """`torch.func`: gradients of each sample, by `vmap` of `grad` of `functional_call`, in float64.
-
-    In float32, rounding decides on which side of its kink a ReLU near zero is.
-    """
-    model, x = trial.model.double(), trial.x.double()
+    """`torch.func`: gradients of each sample, `vmap` of `grad` of `functional_call`, in float64."""
+    trial = trial.in_float64()
+    model, x = trial.model, trial.x
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
 
@@ -182,9 +180,10 @@ def lora(trial: Trial) -> None:
 
 
 def opacus(trial: Trial) -> None:
-    """Gradients of each sample by opacus, norms frozen and nothing in place, as it asks for."""
+    """Gradients of each sample by opacus, in float64; norms frozen, nothing in place: its terms."""
     from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]
 
+    trial = trial.in_float64()
     model = _for_opacus(trial.model)
     plain = copy.deepcopy(model)
     expected = gradients(plain, plain, trial.x)
@@ -195,7 +194,7 @@ def opacus(trial: Trial) -> None:
     if missing:
         raise ValueError(f"no gradient of each sample: {missing[0]}")
     found = {name: of_samples[name].mean(0) for name in expected}  # type: ignore[union-attr]
-    same_gradients(found, expected, 1e-4)
+    same_gradients(found, expected, 1e-9)
 
 
 def _for_opacus(model: nn.Module) -> nn.Module:

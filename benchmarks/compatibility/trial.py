@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,17 +85,26 @@ class Trial:
         error = relative_error(found, expected)
         if error <= tolerance:
             return
-        exact = copy.deepcopy(self.model).double()(x.double())
+        exact = self.in_float64().model(x.double())
         own = relative_error(expected, exact)
         if not relative_error(found, exact) <= ROUNDING * own:
             raise ValueError(
                 f"the numbers differ by {error:.2g} of their length (by {own:.2g} in float64)"
             )
 
-    def gradient(self) -> Tensor:
-        """Return the gradient of the sum of squares with respect to the input, in eager mode."""
+    def in_float64(self) -> Trial:
+        """Return the same in float64.
+
+        In float32, rounding decides on which side of its kink a ReLU near zero is, and with it the
+        gradient.
+        """
+        model = copy.deepcopy(self.model).double()
+        return Trial(model, self.x.double(), self.larger.double())
+
+    def gradient(self, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the gradient of the sum of squares with respect to the input."""
         x = self.x.clone().requires_grad_()
-        (found,) = torch.autograd.grad(self.model(x).square().sum(), x)
+        (found,) = torch.autograd.grad(run(x).square().sum(), x)
         return found
 
 
