@@ -70,10 +70,10 @@ def tensorrt(trial: Trial) -> None:
 def compiled(trial: Trial) -> None:
     """`torch.compile(fullgraph=True)`, forward, and backward in float64; no code (aot_eager)."""
     torch.compiler.reset()
+    exact = trial.in_float64()
     run = torch.compile(trial.model, fullgraph=True, backend="aot_eager")
     trial.same(run(trial.x))
     run(trial.x).sum().backward()
-    exact = trial.in_float64()
     run = torch.compile(exact.model, fullgraph=True, backend="aot_eager")
     same(exact.gradient(run), exact.gradient(exact.model), 1e-9)
 
