@@ -70,7 +70,7 @@ def tensorrt(trial: Trial) -> None:
 def compiled(trial: Trial) -> None:
     """`torch.compile(fullgraph=True)`, forward, and backward in float64; no code (aot_eager)."""
     torch.compiler.reset()
-    exact = trial.in_float64()
+    exact = trial.in_float64()  # first: hosts that keep what they computed cannot be copied later
     run = torch.compile(trial.model, fullgraph=True, backend="aot_eager")
     trial.same(run(trial.x))
     run(trial.x).sum().backward()
